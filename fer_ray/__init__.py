@@ -1,0 +1,1 @@
+"""Emotion labels for image archives, at scale, on Ray."""

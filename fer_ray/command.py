@@ -1,0 +1,152 @@
+"""From a command line to a job: flags and YAML become a config, errors one sentence and an exit code, the summary JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from fer_ray.errors import FerRayError, UsageError
+
+Config = TypeVar("Config")
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_TOO_MANY_FAILED = 0, 1, 2, 3
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was written), "
+    "3 done but too many images failed. The last line of the output is a summary in JSON."
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[0].upper()}{message[1:]}: see {self.prog} --help.")
+
+
+def run_job(config_class: type[Config], job: Callable[[Config], tuple[Mapping[str, Any], int]], description: str) -> NoReturn:
+    """Parse the command line into `config_class`, run `job`, print its summary as the last line, and exit with its code."""
+    try:
+        config = parse(config_class, sys.argv[1:], description)
+        summary, exit_code = job(config)
+    except FerRayError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted; start the same command again to finish the run.", file=sys.stderr, flush=True)
+        sys.exit(130)
+    print(json.dumps(summary), flush=True)
+    sys.exit(exit_code)
+
+
+def parse(config_class: type[Config], arguments: Sequence[str], description: str) -> Config:
+    """The configuration from flags, which win over the YAML file of `--config`, which wins over the defaults.
+
+    Raises:
+        UsageError: an unknown flag or key, a value of a wrong type, or a file that cannot be read.
+    """
+    kinds = _option_kinds(config_class)
+    parser = _Parser(description=description, epilog=EXIT_CODES, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", metavar="FILE", help="YAML file with the same names as these flags; flags win")
+    for option_field, kind in kinds.values():
+        _add_flag(parser, option_field, kind)
+    given = vars(parser.parse_args(arguments))
+    file = given.pop("config", None)
+    values = {**(_read_yaml(file, kinds) if file else {}), **given}
+    return _build(config_class, values)
+
+
+Kinds = dict[str, tuple["dataclasses.Field[Any]", Any]]
+
+
+def _option_kinds(config_class: Any) -> Kinds:
+    """Every option of a config class and of the config classes inside it, by name."""
+    hints = typing.get_type_hints(config_class)
+    kinds: Kinds = {}
+    for option_field in dataclasses.fields(config_class):
+        kind = hints[option_field.name]
+        if dataclasses.is_dataclass(kind):
+            kinds.update(_option_kinds(kind))
+        else:
+            kinds[option_field.name] = (option_field, _without_none(kind))
+    return kinds
+
+
+def _without_none(kind: Any) -> Any:
+    if isinstance(kind, types.UnionType):
+        (kind,) = (part for part in typing.get_args(kind) if part is not type(None))
+    return kind
+
+
+def _add_flag(parser: argparse.ArgumentParser, option_field: dataclasses.Field[Any], kind: Any) -> None:
+    flag, default = "--" + option_field.name.replace("_", "-"), option_field.default
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    help_text = option_field.metadata["help"] + ("" if shown in ("", None) else f" (default: {shown})")
+    help_text = help_text.replace("%", "%%")
+    if kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=help_text)
+    elif typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        parser.add_argument(flag, nargs="+", type=item, metavar=item.__name__.upper(), help=help_text)
+    else:
+        parser.add_argument(flag, type=kind, choices=option_field.metadata["choices"], metavar=_metavar(option_field, kind), help=help_text)
+
+
+def _metavar(option_field: dataclasses.Field[Any], kind: Any) -> str | None:
+    return None if option_field.metadata["choices"] else {int: "N", float: "X", str: "TEXT"}[kind]
+
+
+def _read_yaml(file: str, kinds: Kinds) -> dict[str, Any]:
+    import yaml
+
+    try:
+        with open(file, encoding="utf-8") as stream:
+            content = yaml.safe_load(stream)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"The configuration file {file} cannot be read ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"The configuration file {file} must hold one `name: value` a line.")
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in kinds:
+            raise UsageError(f"The key {key!r} in {file} is no setting of this job: --help lists them.")
+        values[name] = _convert(name, value, *kinds[name], file)
+    return values
+
+
+def _convert(name: str, value: Any, option_field: dataclasses.Field[Any], kind: Any, file: str) -> Any:
+    """A YAML value as its flag would give it."""
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        items = value if isinstance(value, list) else [value]
+        return tuple(_convert_scalar(name, part, item, file) for part in items)
+    converted = _convert_scalar(name, value, kind, file)
+    choices = option_field.metadata["choices"]
+    if choices and converted not in choices:
+        raise UsageError(f"The key {name!r} in {file} must be one of {', '.join(choices)}, not {value!r}.")
+    return converted
+
+
+def _convert_scalar(name: str, value: Any, kind: type, file: str) -> Any:
+    accepted = {float: (int, float), str: (str, int, float)}.get(kind, (kind,))
+    if kind is str and hasattr(value, "isoformat"):
+        value = value.isoformat()
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise UsageError(f"The key {name!r} in {file} must be a {kind.__name__}, not {value!r}.")
+    return kind(value)
+
+
+def _build(config_class: Any, values: dict[str, Any]) -> Any:
+    hints = typing.get_type_hints(config_class)
+    arguments: dict[str, Any] = {}
+    for option_field in dataclasses.fields(config_class):
+        name = option_field.name
+        if dataclasses.is_dataclass(hints[name]):
+            arguments[name] = _build(hints[name], values)
+        elif name in values:
+            value = values[name]
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+    return config_class(**arguments)

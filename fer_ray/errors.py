@@ -1,0 +1,33 @@
+"""Every exception that fer_ray raises on purpose; each message is one sentence that names the thing and what to do."""
+
+
+class FerRayError(Exception):
+    """The root: a job that meets one prints its sentence and ends with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(FerRayError):
+    """What was asked for cannot be done as asked: a missing folder, a wrong setting, a broken bundle. Nothing was written."""
+
+    exit_code = 2
+
+
+class BundleError(UsageError):
+    """A model bundle that is missing, broken, altered, or newer than this code."""
+
+
+class DatasetError(UsageError):
+    """A data set that cannot be read as one of the known layouts."""
+
+
+class ImageError(FerRayError):
+    """One image that gives no pixels; `status` is what its row in `images` says."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class PublishError(FerRayError):
+    """Staged results that do not match the manifest; nothing was published."""
