@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +12,8 @@ from fer_ray.errors import UsageError
 
 MAX_BLOCKS = 64
 MAX_WIDTH = 2048
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_RUN_ID_RULE = "The run id must be 1 to 128 letters, digits, '.', '_' or '-' and begin with a letter or digit."
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -114,3 +118,65 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as the bundle records them: everything but the places, which say nothing about the model."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("dataset", "output")}
+
+
+@dataclass(frozen=True)
+class LabelingConfig:
+    """What is found and said about an image; also the options of `fer_ray.Labeler`."""
+
+    detector_side: int = option(480, "longest side of the detector's input in pixels; 1280 and more find the small faces of crowds")
+    min_face_score: float = option(0.65, "leave out faces that the detector is less sure of")
+    min_face_size: int = option(20, "leave out faces whose longer side is below this many pixels of the original")
+    unknown_below: float = option(0.0, "call the emotion `unknown` when its probability is below this")
+    max_megapixels: float = option(100.0, "do not decode images with more pixels than this (status too_large)")
+    max_file_megabytes: float = option(256.0, "do not read files larger than this (status too_large)")
+
+    def __post_init__(self) -> None:
+        _check(32 <= self.detector_side <= 8192, f"The setting detector_side must lie between 32 and 8192, not {self.detector_side}.")
+        _check_share(self, "min_face_score", "unknown_below")
+        _check_positive(self, "max_megapixels", "max_file_megabytes")
+        _check(self.max_megapixels <= 178, "The setting max_megapixels must be at most 178, where Pillow suspects a decompression bomb.")
+        _check(self.min_face_size >= 1, "The setting min_face_size must be at least 1 pixel.")
+
+    @property
+    def detector_version(self) -> str:
+        """Names the detector and the settings that change what it finds."""
+        return f"yunet-2023mar-side{self.detector_side}-score{self.min_face_score:g}-size{self.min_face_size}"
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """What `jobs/label.py` can be told."""
+
+    input: str = option("", "folder of photographs, searched recursively (default: the demo photographs that come with packages)")
+    output: str = option("", "folder for the tables (default: demo/ when there is no --input, otherwise required)")
+    model: str = option("", "model bundle (default: the one that comes with the package)")
+    run_id: str = option("", "name of the run: letters, digits, '.', '_' and '-' (default: the run date and a hash of the settings)")
+    run_date: str = option("", "date of the run as YYYY-MM-DD (default: today in UTC)")
+    limit: int | None = option(None, "label only the first N images")
+    dry_run: bool = option(False, "say what would be labeled and how long it would take, and write nothing")
+    max_error_share: float = option(0.5, "exit with code 3 when more than this share of the images failed")
+    batch_size: int = option(64, "images whose faces go through the model together")
+    workers: int | None = option(None, "labeling processes, one CPU each (default: one for each CPU of the cluster)")
+    labeling: LabelingConfig = field(default_factory=LabelingConfig)
+
+    def __post_init__(self) -> None:
+        _check(bool(self.output) or not self.input, "Where to? Give --output FOLDER for the tables.")
+        _check(self.limit is None or self.limit > 0, "The setting limit must be above 0.")
+        _check(self.workers is None or self.workers > 0, "The setting workers must be above 0.")
+        _check_share(self, "max_error_share")
+        _check_positive(self, "batch_size")
+        _check(not self.run_id or bool(_RUN_ID.fullmatch(self.run_id)), _RUN_ID_RULE)
+        if self.run_date:
+            try:
+                datetime.date.fromisoformat(self.run_date)
+            except ValueError as error:
+                raise UsageError(f"The run date {self.run_date!r} is not a date like 2026-11-21.") from error
+
+    def date(self) -> datetime.date:
+        """The run date, today in UTC unless one was given."""
+        return datetime.date.fromisoformat(self.run_date) if self.run_date else datetime.datetime.now(datetime.UTC).date()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as the run records them."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,141 @@
+"""Find faces with YuNet and cut them out the way the training images look."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fer_ray.errors import UsageError
+
+UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+
+MODEL_FILE = "face_detection_yunet_2023mar.onnx"
+MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+NMS_IOU = 0.3
+MOST_FACES = 5000
+LOWEST_SCORE = 0.3
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One face in pixels of the image it was found in.
+
+    `bbox` is x, y, width, height; `landmarks` (5, 2) are left eye, right eye, nose, left and right corner of the mouth,
+    where left and right are the subject's own.
+    """
+
+    bbox: tuple[float, float, float, float]
+    landmarks: Float32Array
+    score: float
+
+
+class FaceDetector:
+    """YuNet (Wu et al. 2023, doi 10.1007/s11633-023-1423-y) at an input of at most `side` pixels; not thread-safe.
+
+    Images are shrunk to `side`, never enlarged. It finds faces from about 18 pixels of that input; a larger `side` finds
+    smaller ones at a cost that grows with its square. Where nothing is found, half the size is tried: a face that fills
+    the frame shows there.
+    """
+
+    def __init__(self, side: int, min_score: float) -> None:
+        self.side, self.min_score = side, min_score
+        self._network = cv2.FaceDetectorYN.create(
+            "onnx", _model_bytes(), np.empty(0, np.uint8), (side, side), min(LOWEST_SCORE, min_score), NMS_IOU, MOST_FACES
+        )
+
+    def detect(self, pixels: UInt8Array) -> tuple[list[Detection], int]:
+        """The faces of an image (h, w, 3) uint8 BGR, the largest first, and how many more fell short of `min_score`."""
+        scale = min(1.0, self.side / max(pixels.shape[:2]))
+        found = self._detect_at(pixels, scale)
+        faces = [face for face in found if face.score >= self.min_score]
+        if not faces:
+            faces = [face for face in self._detect_at(pixels, scale / 2) if face.score >= self.min_score]
+        doubtful = sum(face.score < self.min_score for face in found)
+        return sorted(faces, key=lambda face: (-face.bbox[2] * face.bbox[3], face.bbox)), doubtful
+
+    def _detect_at(self, pixels: UInt8Array, scale: float) -> list[Detection]:
+        height, width = pixels.shape[:2]
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if min(size) < 8:
+            return []
+        if size != (width, height):
+            pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+        self._network.setInputSize(size)
+        _, rows = self._network.detect(pixels)
+        ratio = np.array([width / size[0], height / size[1]], np.float32)
+        return [] if rows is None else [_detection(row, ratio) for row in rows]
+
+
+def _detection(row: Float32Array, ratio: Float32Array) -> Detection:
+    points = row[:14].reshape(7, 2) * ratio
+    # YuNet gives the right eye first and then the left one, as seen by the subject; likewise the mouth.
+    landmarks = points[[3, 2, 4, 6, 5]]
+    (x, y), (width, height) = points[0].tolist(), points[1].tolist()
+    return Detection((x, y, width, height), landmarks, float(row[14]))
+
+
+@cache
+def _model_bytes() -> UInt8Array:
+    content = resources.files("fer_ray").joinpath("yunet", MODEL_FILE).read_bytes()
+    if hashlib.sha256(content).hexdigest() != MODEL_SHA256:
+        raise UsageError(f"The detector's file {MODEL_FILE} was altered: install fer_ray anew.")
+    return np.frombuffer(content, np.uint8)
+
+
+@dataclass(frozen=True)
+class CropGeometry:
+    """Where the crop lies relative to the detector's box: `scale` times the box's geometric mean side, its centre moved by shares of itself.
+
+    The defaults are calibrated by `benchmarks/crop_calibration.py`.
+    """
+
+    scale: float = 1.13
+    shift_x: float = 0.008
+    shift_y: float = 0.0275
+    rotation: float = 0.0
+
+
+def crop_face(pixels: UInt8Array, face: Detection, size: int, geometry: CropGeometry) -> UInt8Array:
+    """The face as a gray square (size, size) uint8, cut from an image (h, w, 3) uint8 BGR; beyond its edge the edge is repeated."""
+    x, y, width, height = face.bbox
+    side = max(2.0, float(np.sqrt(max(width, 1) * max(height, 1))) * geometry.scale)
+    centre = np.array([x + width / 2 + geometry.shift_x * side, y + height / 2 + geometry.shift_y * side])
+    (left_x, left_y), (right_x, right_y) = face.landmarks[0].tolist(), face.landmarks[1].tolist()
+    angle = geometry.rotation * float(np.arctan2(left_y - right_y, left_x - right_x))
+    gray, origin, shrink = _shrunk_surroundings(pixels, centre, side, size)
+    # Output pixel (i, j) shows the point centre + R(angle) ((i, j) - middle) * step; +-0.5 because pixel centres are at integers.
+    step = side / size / shrink
+    cosine, sine = np.cos(angle) * step, np.sin(angle) * step
+    matrix = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0]])
+    matrix[:, 2] = (centre - origin) / shrink - 0.5 - matrix[:, :2] @ np.full(2, (size - 1) / 2)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(gray, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+
+def _shrunk_surroundings(
+    pixels: UInt8Array, centre: npt.NDArray[np.float64], side: float, size: int
+) -> tuple[UInt8Array, npt.NDArray[np.float64], int]:
+    """The gray part of the image around a crop, its origin, and the whole factor by which it was shrunk against aliasing."""
+    shrink = max(1, int(side / size))
+    reach = side * 0.75 + 2 * shrink  # the half diagonal of a rotated crop and the pixels that interpolation looks at
+    high = np.array(pixels.shape[1::-1])
+    low_corner = np.clip(np.floor(centre - reach), 0, high - 1).astype(int)
+    high_corner = np.clip(np.ceil(centre + reach), low_corner + 1, high).astype(int)
+    region = pixels[low_corner[1] : high_corner[1], low_corner[0] : high_corner[0]]
+    gray = np.asarray(cv2.cvtColor(region, cv2.COLOR_BGR2GRAY), np.uint8)
+    if shrink > 1:
+        target = (max(1, round(gray.shape[1] / shrink)), max(1, round(gray.shape[0] / shrink)))
+        gray = np.asarray(cv2.resize(gray, target, interpolation=cv2.INTER_AREA), np.uint8)
+    return gray, low_corner.astype(np.float64), shrink
+
+
+def sharpness(crop: UInt8Array) -> float:
+    """Variance of the Laplacian of a gray crop: low where it is blurred (Pech-Pacheco et al. 2000)."""
+    return float(cv2.Laplacian(crop, cv2.CV_64F).var())
