@@ -155,6 +155,7 @@ class LabelConfig:
     run_date: str = option("", "date of the run as YYYY-MM-DD (default: today in UTC)")
     limit: int | None = option(None, "label only the first N images")
     dry_run: bool = option(False, "say what would be labeled and how long it would take, and write nothing")
+    picture: int = option(0, "draw the faces of the first N images with any into reports/<run id>/faces.jpg")
     max_error_share: float = option(0.5, "exit with code 3 when more than this share of the images failed")
     batch_size: int = option(64, "images whose faces go through the model together")
     workers: int | None = option(None, "labeling processes, one CPU each (default: one for each CPU of the cluster)")

@@ -1,0 +1,130 @@
+"""What a run did, for people: progress, a summary, and a picture."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.dataset as pds
+import pyarrow.parquet as pq
+
+from fer_ray.decoder import decode
+from fer_ray.errors import ImageError
+from fer_ray.manifest import Run
+from fer_ray.storage import read_image, written_whole
+
+UInt8Array = npt.NDArray[np.uint8]
+TILE = 480
+SUMMARY_KEYS = ("images_total", "images_ok", "images_no_face", "images_failed", "images_skipped", "faces_total")
+
+
+def printable(text: str) -> str:
+    """Names and errors come from strangers: what a terminal would obey is shown escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text)
+
+
+class Progress:
+    """Prints a line with the images done so far, the rate and the time left."""
+
+    def __init__(self) -> None:
+        self.started: float | None = None
+        self.already = 0
+
+    def __call__(self, counts: Counter[str], images: int) -> None:
+        done, now = counts["images"], time.monotonic()
+        if not done:
+            return
+        if self.started is None:
+            self.started, self.already = now, done
+        rate = (done - self.already) / max(now - self.started, 1e-9)
+        left = f", {rate:.1f} images/s, about {(images - done) / rate:.0f} s left" if done > self.already else ""
+        line = f"{done:,}/{images:,} images ({done / images:.0%}), {counts['faces']:,} faces, {counts['failed']:,} failed{left}"
+        print(line, file=sys.stderr, flush=True)
+
+
+def summary(run: Run, row: dict[str, Any]) -> dict[str, Any]:
+    """The last line of the job."""
+    return {
+        "run_id": run.run_id,
+        "status": row["status"],
+        "output": str(run.output),
+        **{key: row[key] for key in SUMMARY_KEYS},
+        "images_per_second": round(row["images_per_second"], 2),
+        "model_version": row["model_version"],
+    }
+
+
+def read_run(run: Run) -> dict[str, Any]:
+    """The row of a published run."""
+    return dict(pq.read_table(run.commit_file).to_pylist()[0])
+
+
+def top_errors(counts: Counter[str]) -> dict[str, int]:
+    """The commonest error sentences with their counts."""
+    return {key.removeprefix("error:"): n for key, n in counts.most_common() if key.startswith("error:")}
+
+
+def print_summary(run: Run, row: dict[str, Any], counts: Counter[str], seconds: float) -> None:
+    """A few lines about the run on standard output."""
+    print(f"{row['images_total']:,} images in {seconds:.1f} s, {row['images_per_second']:.1f} images/s with start-up")
+    print(f"  {row['images_ok']:,} with faces, {row['images_no_face']:,} without, {row['images_failed']:,} failed")
+    print(f"  {row['faces_total']:,} faces ({row['faces_left_out']:,} more left out: too small or too doubtful)")
+    emotions = [(key.removeprefix("emotion:"), n) for key, n in counts.most_common() if key.startswith("emotion:")]
+    if emotions:
+        print("  " + ", ".join(f"{name} {n / row['faces_total']:.1%}" for name, n in emotions))
+    for sentence, n in top_errors(counts).items():
+        print(f"  {n:,} x {printable(sentence)}")
+    print(f"tables: {run.output}/images, {run.output}/faces, {run.output}/runs", flush=True)
+
+
+def draw_picture(run: Run, most: int) -> Path:
+    """Draw boxes and labels into a sheet of the first images that have faces; gives its path."""
+    files = sorted((run.output / "faces" / f"run_date={run.run_date.isoformat()}").glob(f"{run.run_id}-*.parquet"))
+    columns = ["image_uri", "bbox_x", "bbox_y", "bbox_width", "bbox_height", "emotion", "confidence"]
+    faces = pds.dataset([str(file) for file in files]).head(most * 50, columns=columns)
+    tiles = []
+    for uri in pc.unique(faces["image_uri"]).to_pylist()[:most]:
+        rows = faces.filter(pc.equal(faces["image_uri"], uri)).to_pylist()
+        try:
+            decoded = decode(read_image(uri, run.config.labeling.max_file_megabytes), run.config.labeling.max_megapixels, TILE)
+        except ImageError:
+            continue  # it was there when it was labeled
+        tiles.append(_tile(decoded.pixels, decoded.scale, rows))
+    path = run.output / "reports" / run.run_id / "faces.jpg"
+    with written_whole(path) as file:
+        cv2.imwrite(str(file), _sheet(tiles))
+    return path
+
+
+def _tile(pixels: UInt8Array, scale: float, faces: list[dict[str, Any]]) -> UInt8Array:
+    """An image on a square of TILE pixels with its faces marked."""
+    factor = TILE / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * factor)), max(1, round(pixels.shape[0] * factor)))
+    tile = np.full((TILE, TILE, 3), 255, np.uint8)
+    shown = tile[: size[1], : size[0]]
+    shown[:] = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    for face in faces:
+        left, top, width, height = (round(face[f"bbox_{part}"] / scale * factor) for part in ("x", "y", "width", "height"))
+        cv2.rectangle(shown, (left, top), (left + width, top + height), (60, 220, 60), 2)
+        text = f"{face['emotion']} {face['confidence']:.0%}"
+        (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.6, 1)
+        x, y = max(0, min(left, size[0] - text_width - 4)), max(top, text_height + 8)
+        cv2.rectangle(shown, (x, y - text_height - 8), (x + text_width + 4, y), (60, 220, 60), cv2.FILLED)
+        cv2.putText(shown, text, (x + 2, y - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
+    return tile
+
+
+def _sheet(tiles: list[UInt8Array]) -> UInt8Array:
+    if not tiles:
+        return np.full((TILE, TILE, 3), 255, np.uint8)
+    columns = min(3, len(tiles))
+    blank = np.full_like(tiles[0], 255)
+    filled = tiles + [blank] * (-len(tiles) % columns)
+    return np.vstack([np.hstack(filled[i : i + columns]) for i in range(0, len(filled), columns)])
