@@ -9,6 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from fer_ray.errors import FerRayError, UsageError
@@ -102,8 +103,7 @@ def _read_yaml(file: str, kinds: Kinds) -> dict[str, Any]:
     import yaml
 
     try:
-        with open(file, encoding="utf-8") as stream:
-            content = yaml.safe_load(stream)
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"The configuration file {file} cannot be read ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict):
@@ -139,11 +139,10 @@ def _convert_scalar(name: str, value: Any, kind: type, file: str) -> Any:
     return kind(value)
 
 
-def _build(config_class: Any, values: dict[str, Any]) -> Any:
+def _build(config_class: type[Config], values: dict[str, Any]) -> Config:
     hints = typing.get_type_hints(config_class)
     arguments: dict[str, Any] = {}
-    for option_field in dataclasses.fields(config_class):
-        name = option_field.name
+    for name in (option_field.name for option_field in dataclasses.fields(config_class)):  # type: ignore[arg-type]  # all are dataclasses
         if dataclasses.is_dataclass(hints[name]):
             arguments[name] = _build(hints[name], values)
         elif name in values:

@@ -12,6 +12,7 @@ from fer_ray.errors import UsageError
 
 MAX_BLOCKS = 64
 MAX_WIDTH = 2048
+MAX_WEIGHTS = 200_000_000
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _RUN_ID_RULE = "The run id must be 1 to 128 letters, digits, '.', '_' or '-' and begin with a letter or digit."
 
@@ -51,7 +52,10 @@ class ResidualConfig:
         stages = len(self.widths) == len(self.depths) > 0 and min(self.depths) > 0 and sum(self.depths) <= MAX_BLOCKS
         _check(stages, f"The model needs one width and one depth for each stage and at most {MAX_BLOCKS} blocks in all.")
         sizes = (self.image_size, self.stem, self.attention_reduction, *self.widths)
-        _check(all(0 < size <= MAX_WIDTH for size in sizes), f"The model's sizes must lie between 1 and {MAX_WIDTH}.")
+        whole = all(isinstance(size, int) and 0 < size <= MAX_WIDTH for size in sizes)
+        _check(whole, f"The model's sizes must be whole numbers between 1 and {MAX_WIDTH}.")
+        weights = sum(2 * 9 * width * width * depth for width, depth in zip(self.widths, self.depths, strict=True))
+        _check(weights <= MAX_WEIGHTS, f"The model would have more than {MAX_WEIGHTS:,} weights: make it narrower or shallower.")
         _check(0 <= self.dropout < 1, "The setting dropout must lie between 0 and 1.")
 
     @classmethod
@@ -61,8 +65,9 @@ class ResidualConfig:
         Raises:
             UsageError: an unknown key or a value of a wrong type or size.
         """
+        arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+            return cls(**arguments)
         except TypeError as error:
             raise UsageError(f"The model configuration does not fit the architecture ({error}).") from error
 

@@ -110,7 +110,7 @@ def _random_affine(size: int, config: AugmentationConfig, generator: np.random.G
     centre = (size - 1) / 2
     angle = generator.uniform(-config.rotation, config.rotation)
     scale = 1 + generator.uniform(-config.zoom, config.zoom)
-    matrix = cv2.getRotationMatrix2D((centre, centre), angle, scale)
+    matrix = np.asarray(cv2.getRotationMatrix2D((centre, centre), angle, scale), np.float64)
     matrix[:, 2] += generator.uniform(-config.shift, config.shift, 2) * size
     if config.flip and generator.random() < 0.5:
         matrix[0] *= -1

@@ -37,7 +37,7 @@ class DecodedImage:
     @property
     def scale(self) -> float:
         """Original pixels per pixel here: 1 where nothing was reduced."""
-        return self.width / self.pixels.shape[1]
+        return float(self.width / self.pixels.shape[1])
 
 
 def decode(content: bytes, max_megapixels: float, enough_pixels: int) -> DecodedImage:
@@ -72,7 +72,7 @@ def _read_header(content: bytes) -> tuple[tuple[int, int] | None, bool]:
                 return header.size, header.format in ("JPEG", "MPO")
     except Image.DecompressionBombError as error:
         raise ImageError(Status.TOO_LARGE, f"The image is too large to decode safely ({error}).") from error
-    except Exception:  # whatever a stranger's header makes a plugin raise: the decoders below get their chance and say why
+    except Exception:  # noqa: BLE001 - whatever a stranger's header makes a plugin raise: the decoders below get their chance and say why
         return None, False
 
 
@@ -87,7 +87,7 @@ def _first_that_works(decoders: list[Callable[[], UInt8Array]]) -> UInt8Array:
             return decoder()
         except ImageError:
             raise
-        except Exception as error:  # a codec may raise anything for a broken file; the reason goes into the row
+        except Exception as error:  # noqa: BLE001 - a codec may raise anything for a broken file; the reason goes into the row
             reasons.append(" ".join(str(error).split())[:200] or type(error).__name__)
     raise ImageError(Status.UNDECODABLE, f"The file is not an image that can be decoded ({'; '.join(reasons)}).")
 

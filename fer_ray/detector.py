@@ -91,7 +91,7 @@ def _model_bytes() -> UInt8Array:
 
 @dataclass(frozen=True)
 class CropGeometry:
-    """Where the crop lies relative to the detector's box: `scale` times the box's geometric mean side, its centre moved by shares of itself.
+    """Where the crop lies: `scale` times the geometric mean of the box's sides, its centre moved by shares of the crop.
 
     The defaults are calibrated by `benchmarks/crop_calibration.py`.
     """

@@ -115,7 +115,7 @@ class Labeler:
             return self._find_faces(decode(content, self.config.max_megapixels, self.config.detector_side * 3 // 2), content)
         except ImageError as error:
             return _Prepared(_described(content, Status(error.status), str(error)))
-        except Exception as error:  # the boundary of one image: whatever it sets off becomes its row, not the end of the run
+        except Exception as error:  # noqa: BLE001 - the boundary of one image: whatever it sets off becomes its row, not the end of the run
             reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
             return _Prepared(_described(content, Status.UNDECODABLE, f"The image could not be processed ({reason})."))
 

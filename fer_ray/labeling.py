@@ -86,7 +86,9 @@ def _execute(run: Run, entries: Iterator[ImageEntry]) -> dict[str, Any]:
         row = _run_row(run, counts, started_at, images / seconds)
         commit(run, row)
     except (ray.exceptions.RayError, OSError) as error:
-        raise FerRayError(f"The run {run.run_id} stopped ({_cause(error)}): nothing was published; start the same command again.") from error
+        raise FerRayError(
+            f"The run {run.run_id} stopped ({_cause(error)}): nothing was published; start the same command again."
+        ) from error
     report.print_summary(run, row, counts, seconds)
     if run.config.picture or not run.config.input:
         print(f"picture: {report.draw_picture(run, run.config.picture or demo.PICTURE_IMAGES)}", flush=True)

@@ -130,9 +130,8 @@ def _check_same_request(run: Run) -> None:
     different = [name for name, value in run.request.items() if recorded.get(name) != value]
     if different:
         name = different[0]
-        raise UsageError(
-            f"The run id {run.run_id} was used with another {name} ({recorded.get(name)!r}, now {run.request[name]!r}): choose another run id."
-        )
+        change = f"{recorded.get(name)!r}, now {run.request[name]!r}"
+        raise UsageError(f"The run id {run.run_id} was used with another {name} ({change}): choose another run id.")
 
 
 def _recorded_request(run: Run) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from fer_ray.config import ResidualConfig
 if TYPE_CHECKING:
     import keras
 
+
 def build_residual(config: ResidualConfig, class_count: int) -> keras.Model:
     """ResNet basic blocks (He et al. 2015) with squeeze-and-excitation (Hu et al. 2018): (n, s, s, 1) gray -> (n, classes) logits.
 

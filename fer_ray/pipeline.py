@@ -95,7 +95,10 @@ class LabelImages:
         labeled_at = datetime.datetime.now(datetime.UTC)
         self.progress.add.remote(_counts(images))
         return pa.Table.from_pylist(
-            [{**row, **_image_row(row, image), **self.constants, "labeled_at": labeled_at} for row, image in zip(rows, images, strict=True)],
+            [
+                {**row, **_image_row(row, image), **self.constants, "labeled_at": labeled_at}
+                for row, image in zip(rows, images, strict=True)
+            ],
             schema=STAGING,
         )
 

@@ -126,7 +126,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
 
 
 def _sort_key(entry: os.DirEntry[str]) -> bytes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -152,9 +152,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def _run_trainer(config: TrainConfig, storage: Path) -> Path:
     """Run the Ray Train job; gives the folder of the best checkpoint."""
+    import ray
     import ray.train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}  # the progress lines once, and little else
+    ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": quiet}, ignore_reinit_error=True)
     trainer = DataParallelTrainer(
         _train_loop_per_worker,
         train_loop_config={"config": config, "dataset": str(Path(config.dataset).absolute())},
@@ -162,6 +165,7 @@ def _run_trainer(config: TrainConfig, storage: Path) -> Path:
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=str(storage),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="accuracy"),
         ),
     )
@@ -172,7 +176,6 @@ def _run_trainer(config: TrainConfig, storage: Path) -> Path:
 def _train_loop_per_worker(arguments: dict[str, Any]) -> None:
     import ray.train
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     config: TrainConfig = arguments["config"]
     data = load_dataset(arguments["dataset"], config.model.image_size)
     print(f"training on {len(data.train)} images, validating on {len(data.validation)}: {', '.join(data.classes)}", flush=True)

@@ -1,0 +1,27 @@
+# `make demo` and `make test` set up what they need; a second call starts at once.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
+
+.PHONY: demo test lint clean
+
+demo: .venv/ready
+	$(BIN)/python jobs/label.py --output demo | tee demo.log
+	@$(BIN)/python -c "import duckdb; print(duckdb.sql(\"SELECT parse_filename(image_uri) AS image, bbox_x AS x, bbox_y AS y, bbox_width AS width, bbox_height AS height, emotion, round(confidence, 3) AS confidence FROM 'demo/faces/*/*.parquet' QUALIFY rank() OVER (ORDER BY labeled_at DESC) <= 50 ORDER BY labeled_at DESC, image LIMIT 12\"))"
+	@grep '^picture: ' demo.log; rm -f demo.log
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv || ($(SUDO) apt-get update && $(SUDO) apt-get install -y python3-venv && $(PYTHON) -m venv --clear .venv)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test]'
+	touch $@
+
+clean:
+	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache
