@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 import zipfile
 from dataclasses import asdict, dataclass
 from importlib import metadata, resources
@@ -117,8 +118,10 @@ def load(folder: str) -> Bundle:
     network = build_residual(config, len(content["classes"]))
     try:
         _check_weights(Path(folder) / WEIGHTS_FILE, network.count_params())
-        network.load_weights(Path(folder) / WEIGHTS_FILE)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras only warns where a layer finds no weights and stays random
+            network.load_weights(Path(folder) / WEIGHTS_FILE)
+    except (ValueError, KeyError, OSError, UserWarning, zipfile.BadZipFile) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BundleError(f"The weights of the model bundle {folder} do not fit its architecture ({first_line}).") from error
     temperature = float(content["calibration"]["temperature"])

@@ -38,7 +38,8 @@ def local_folder(path: str, what: str) -> Path:
     if "://" in path:
         raise UsageError(f"The {what} {path} is not a local folder, which is all that this version reads.")
     try:
-        next(os.scandir(folder), None)
+        with os.scandir(folder):
+            pass
     except OSError as error:
         raise UsageError(f"The {what} {path} cannot be listed ({error.strerror}): name an existing folder.") from error
     return folder

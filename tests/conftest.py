@@ -1,0 +1,62 @@
+"""Shared parts: one Ray instance, the demo photographs, a small trained-like model, and the real data where it lies beside the project."""
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import cv2
+import numpy as np
+import pytest
+
+from fer_ray import demo
+from fer_ray.decoder import UInt8Array
+from fer_ray.labeler import Labeler
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def photographs() -> dict[str, Path]:
+    """The demo photographs by name: astronaut, camera, chelsea, coffee, grace_hopper."""
+    return {Path(entry.image_uri).stem: Path(entry.image_uri) for entry in demo.images()}
+
+
+def read_bgr(path: Path) -> UInt8Array:
+    return np.asarray(cv2.imread(str(path)), np.uint8)
+
+
+def resized(image: UInt8Array, factor: float) -> UInt8Array:
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=interpolation), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def labeler() -> Labeler:
+    return Labeler()
+
+
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The real data sets, unpacked, by name; empty on a machine without them."""
+    folders = {}
+    for name in ("awkward_images", "labeled_photos", "crowd_photos"):
+        archive = SHARED_DATA / f"{name}.zip"
+        if archive.exists():
+            target = tmp_path_factory.mktemp(name)
+            with zipfile.ZipFile(archive) as opened:
+                opened.extractall(target)
+            folders[name] = target / name
+    return folders

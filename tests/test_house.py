@@ -1,0 +1,65 @@
+"""The layout of the code: imports run one way, and asking for help loads nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LEVELS = [
+    {"errors"},
+    {"config", "schema"},
+    {"command", "models", "metrics", "storage"},
+    {"decoder", "detector", "bundle", "dataset", "demo"},
+    {"manifest", "labeler"},
+    {"pipeline", "publish", "report", "training"},
+    {"labeling"},
+]
+RAY_ALLOWED = {"pipeline", "publish", "training", "labeling"}
+KERAS_ALLOWED = {"models", "bundle", "training", "labeler"}
+
+
+def imports(module: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(module.read_text())
+    typing_only = {
+        n for block in ast.walk(tree) if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test) for n in block.body
+    }
+    found: set[str] = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("module", sorted((ROOT / "fer_ray").glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_imports_run_downwards_and_engines_stay_in_their_rooms(module: Path) -> None:
+    level = next(i for i, names in enumerate(LEVELS) if module.stem in names)
+    own = {name.split(".")[1] for name in imports(module) if name.startswith("fer_ray.")}
+    assert own <= set().union(*LEVELS[:level])
+    engines = {name.split(".")[0] for name in imports(module)}
+    assert "ray" not in engines or module.stem in RAY_ALLOWED
+    assert not engines & {"keras", "tensorflow"} or module.stem in KERAS_ALLOWED
+    assert not {name.split(".")[0] for name in imports(module, top_level_only=True)} & {"keras", "tensorflow"}
+
+
+@pytest.mark.parametrize("job", ["label", "train"])
+def test_help_answers_without_loading_ray_tensorflow_or_opencv(job: str) -> None:
+    code = f"import runpy, sys\nsys.argv = ['{job}.py', '--help']\n"
+    code += f"try: runpy.run_path('jobs/{job}.py', run_name='__main__')\nexcept SystemExit: pass\n"
+    code += "print({'ray', 'tensorflow', 'keras', 'cv2'} & set(sys.modules) or 'light')"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--config" in answer.stdout
+    assert "Exit codes: 0 done" in answer.stdout
+    assert answer.stdout.splitlines()[-1] == "light"
+
+
+def test_a_project_file_names_no_registry_host_and_no_path_of_a_machine() -> None:
+    hosts = ["py" + "pi.org", "python" + "hosted", "/work" + "/"]
+    files = [*ROOT.glob("*.txt"), *ROOT.glob("*.toml"), *ROOT.glob("*.md"), *ROOT.glob("fer_ray/**/*.json"), *ROOT.glob("fer_ray/*.py")]
+    assert [f"{host} in {file}" for file in files for host in hosts if host in file.read_text()] == []
