@@ -15,7 +15,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fer_ray.config import ResidualConfig
+from fer_ray.config import CropGeometry, ResidualConfig
 from fer_ray.errors import BundleError, UsageError
 from fer_ray.models import build_residual
 from fer_ray.schema import EMOTIONS
@@ -36,6 +36,7 @@ class Bundle:
     network: keras.Model
     classes: tuple[str, ...]
     image_size: int
+    crop: CropGeometry
     temperature: float
     model_version: str
 
@@ -68,6 +69,7 @@ def save(
             "color": "gray",
             "range": [0, 255],
             "inside_the_network": "each image is standardised by its own mean and deviation",
+            "crop": asdict(CropGeometry()),
         },
         "calibration": {"method": "temperature", "temperature": temperature},
         "metrics": {"validation": validation},
@@ -124,14 +126,16 @@ def load(folder: str) -> Bundle:
     except (ValueError, KeyError, OSError, UserWarning, zipfile.BadZipFile) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BundleError(f"The weights of the model bundle {folder} do not fit its architecture ({first_line}).") from error
+    crop = CropGeometry.from_dict(content["preprocessing"]["crop"])
     temperature = float(content["calibration"]["temperature"])
-    return Bundle(network, tuple(content["classes"]), config.image_size, temperature, content["model_version"])
+    return Bundle(network, tuple(content["classes"]), config.image_size, crop, temperature, content["model_version"])
 
 
 def _check_content(content: dict[str, Any]) -> None:
     if content["architecture"] != "residual":
         raise BundleError(f"The architecture {content['architecture']!r} is unknown: upgrade fer_ray, or retrain.")
     ResidualConfig.from_dict(content["architecture_config"])
+    CropGeometry.from_dict(content["preprocessing"]["crop"])
     classes, temperature = content["classes"], content["calibration"]["temperature"]
     if not isinstance(classes, list) or len(set(classes)) < max(2, len(classes)) or not set(classes) <= set(EMOTIONS):
         raise ValueError(f"classes must be different emotions among {', '.join(EMOTIONS)}")

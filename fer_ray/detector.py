@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fer_ray.config import CropGeometry
 from fer_ray.errors import UsageError
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -87,19 +88,6 @@ def _model_bytes() -> UInt8Array:
     if hashlib.sha256(content).hexdigest() != MODEL_SHA256:
         raise UsageError(f"The detector's file {MODEL_FILE} was altered: install fer_ray anew.")
     return np.frombuffer(content, np.uint8)
-
-
-@dataclass(frozen=True)
-class CropGeometry:
-    """Where the crop lies: `scale` times the geometric mean of the box's sides, its centre moved by shares of the crop.
-
-    The defaults are calibrated by `benchmarks/crop_calibration.py`.
-    """
-
-    scale: float = 1.13
-    shift_x: float = 0.008
-    shift_y: float = 0.0275
-    rotation: float = 0.0
 
 
 def crop_face(pixels: UInt8Array, face: Detection, size: int, geometry: CropGeometry) -> UInt8Array:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fer_ray import bundle
 from fer_ray.config import LabelingConfig
 from fer_ray.decoder import DecodedImage, decode
-from fer_ray.detector import CropGeometry, Detection, FaceDetector, crop_face, sharpness
+from fer_ray.detector import Detection, FaceDetector, crop_face, sharpness
 from fer_ray.errors import ImageError
 from fer_ray.metrics import softmax
 from fer_ray.schema import Status
@@ -92,7 +92,6 @@ class Labeler:
         self.config = config or LabelingConfig()
         self._bundle = bundle.load(model or bundle.default_path())
         self._detector = FaceDetector(self.config.detector_side, self.config.min_face_score)
-        self._geometry = CropGeometry()
         self.model_version = self._bundle.model_version
         self.classes = self._bundle.classes
 
@@ -125,7 +124,7 @@ class Labeler:
         left_out = doubtful + len(found) - len(faces)
         status = Status.OK if faces else Status.NO_FACE
         image = _described(content, status, None, width=decoded.width, height=decoded.height, left_out_count=left_out)
-        crops = [crop_face(decoded.pixels, face, self._bundle.image_size, self._geometry) for face in faces]
+        crops = [crop_face(decoded.pixels, face, self._bundle.image_size, self._bundle.crop) for face in faces]
         return _Prepared(image, decoded.scale, faces, crops)
 
     def _probabilities(self, crops: list[UInt8Array]) -> npt.NDArray[np.float64]:

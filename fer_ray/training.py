@@ -30,7 +30,6 @@ class Epoch:
 
     number: int
     train_loss: float
-    validation_logits: Float32Array
     figures: dict[str, float]
     learning_rate: float
     seconds: float
@@ -72,7 +71,7 @@ def train_epochs(data: Dataset, config: TrainConfig) -> Iterator[Epoch]:
         weights = model.get_weights()
         model.set_weights(raw_weights)
         seconds = time.monotonic() - started
-        yield Epoch(number, float(np.mean(losses)), logits, figures, schedule.value, seconds, improved, weights)
+        yield Epoch(number, float(np.mean(losses)), figures, schedule.value, seconds, improved, weights)
         schedule.end_epoch(improved)
         if stale >= config.patience:
             return
@@ -203,15 +202,17 @@ def save_epoch(epoch: Epoch, data: Dataset, config: TrainConfig, folder: str) ->
     """Save the model of this epoch as a bundle, calibrated on the validation split."""
     model = build_residual(config.model, len(data.classes))
     model.set_weights(epoch.weights)
-    temperature = metrics.fit_temperature(epoch.validation_logits, data.validation.labels)
-    figures = metrics.evaluate(epoch.validation_logits, data.validation.labels, temperature)
+    logits = predict_logits(model, data.validation.images)  # anew, as training may have used a coarser arithmetic
+    before = metrics.evaluate(logits, data.validation.labels)
+    temperature = metrics.fit_temperature(logits, data.validation.labels)
+    figures = metrics.evaluate(logits, data.validation.labels, temperature)
     bundle.save(
         folder,
         model,
         classes=data.classes,
         architecture_config=config.model,
         temperature=temperature,
-        validation={**figures, "ece_before_calibration": epoch.figures["ece"], "nll_before_calibration": epoch.figures["nll"]},
+        validation={**figures, "ece_before_calibration": before["ece"], "nll_before_calibration": before["nll"]},
         lineage={
             "data_sha256": data.sha256,
             "train_counts": data.train.counts(data.classes),

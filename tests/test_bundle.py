@@ -69,6 +69,8 @@ def replace_weights(folder: Path, stored: Path) -> None:
         ({"classes": ["happy", "happy"]}, "classes"),
         ({"calibration": {"temperature": 0.0}}, "temperature"),
         ({"calibration": None}, "broken"),
+        ({"preprocessing": {"crop": {"scale": 1e9}}}, "crop"),
+        ({"preprocessing": {"crop": {"scale": "1; import os"}}}, "crop"),
         ({"architecture_config": {"widths": [2048], "depths": [60]}}, "weights"),
         ({"architecture_config": {"widths": ["a"], "depths": [1]}}, "whole numbers"),
         ({"architecture_config": {"stem": 16, "widths": [8], "depths": [1]}}, "do not fit"),

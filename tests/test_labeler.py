@@ -8,8 +8,8 @@ import pytest
 from conftest import read_bgr, resized
 
 from fer_ray import Labeler
-from fer_ray.config import LabelingConfig
-from fer_ray.detector import CropGeometry, FaceDetector, crop_face
+from fer_ray.config import CropGeometry, LabelingConfig
+from fer_ray.detector import FaceDetector, crop_face
 from fer_ray.schema import Status
 
 

@@ -1,0 +1,217 @@
+"""How fast the labeling job is: against a bare two-process loop over the same code, and against the library `fer`.
+
+All three see the same photographs in alternating rounds. Each is run over N and over 2N images; the rate comes from the
+difference, so that start-up drops out. Without --photos, the demo photographs are cut to 250 x 250 pixels (and to two
+megapixels with --large). `fer` runs in .bench-venv, which the script makes.
+
+    .venv/bin/python benchmarks/label_throughput.py [--photos DIR] [--large] [--images N] [--rounds R] [--no-fer]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+
+from fer_ray import demo, storage
+
+ROOT = Path(__file__).parents[1]
+BENCH_PYTHON = ROOT / ".bench-venv" / "bin" / "python"
+FER_PACKAGES = ["fer==25.10.3", "setuptools<81"]
+PROCESSES = 2
+
+LOOP = """
+import glob, multiprocessing, os, sys
+def work(paths):
+    from fer_ray import Labeler
+    labeler = Labeler(threads=1)
+    for start in range(0, len(paths), 64):
+        labeler.label(paths[start : start + 64])
+if __name__ == "__main__":
+    paths = sorted(glob.glob(sys.argv[1] + "/*"))
+    processes = [multiprocessing.get_context("spawn").Process(target=work, args=(paths[n::2],)) for n in range(2)]
+    [process.start() for process in processes]
+    [process.join() for process in processes]
+    sys.exit(max(process.exitcode for process in processes))
+"""
+FER = """
+import glob, sys
+import cv2
+from fer.fer import FER
+detector = FER()
+for path in sorted(glob.glob(sys.argv[1] + "/*")):
+    detector.detect_emotions(cv2.imread(path))
+"""
+
+
+@dataclass
+class Cost:
+    """Of one run with all its processes: wall seconds, CPU seconds, and the sum of the processes' peak memory in MB."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+def measure(command: list[str], environment: dict[str, str]) -> Cost:
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | environment)
+        cpu: dict[int, float] = {}
+        peak: dict[int, float] = {}
+        done = threading.Event()
+        watcher = threading.Thread(target=watch, args=(process.pid, cpu, peak, done))
+        watcher.start()
+        exit_code = process.wait()
+        done.set()
+        watcher.join()
+        if exit_code:
+            log.seek(0)
+            sys.exit(f"{command[:3]} failed:\n{log.read().decode(errors='replace')[-3000:]}")
+    return Cost(time.monotonic() - started, sum(cpu.values()), sum(peak.values()))
+
+
+def watch(root: int, cpu: dict[int, float], peak: dict[int, float], done: threading.Event) -> None:
+    """Follow a process and its descendants; memory is counted for Python processes that label or drive (Ray's own are left out)."""
+    tick = os.sysconf("SC_CLK_TCK")
+    while not done.wait(0.2):
+        family = {root}
+        for pid, parent in sorted(parents().items()):
+            if parent in family:
+                family.add(pid)
+        for pid in family:
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+                name = Path(f"/proc/{pid}/cmdline").read_bytes()
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue
+            cpu[pid] = (int(fields[11]) + int(fields[12])) / tick
+            if pid == root or b"LabelImages" in name or b"spawn_main" in name:
+                high = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")), "0")
+                peak[pid] = int(high) / 1024
+
+
+def parents() -> dict[int, int]:
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                found[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+    return found
+
+
+def commands(images: Path, output: Path, name: str) -> list[str]:
+    if name == "job":
+        return [sys.executable, "jobs/label.py", "--input", str(images), "--output", str(output), "--workers", str(PROCESSES)]
+    if name == "loop":
+        return [sys.executable, write_script(output, LOOP), str(images)]
+    return [str(BENCH_PYTHON), write_script(output, FER), str(images)]
+
+
+def write_script(folder: Path, source: str) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "script.py"
+    script.write_text(source)
+    return str(script)
+
+
+def draw_photographs(folder: Path, large: bool) -> list[Path]:
+    """Portraits of 250 x 250, or photographs of 1632 x 1224, from the demo pictures; each a little different."""
+    folder.mkdir()
+    for entry in demo.images():
+        picture = cv2.imread(storage.path_of_uri(entry.image_uri))
+        if picture is None:
+            continue
+        for number in range(8):
+            height, width = picture.shape[:2]
+            side = min(height, width) * (20 - number) // 20
+            part = picture[:side, (width - side) // 2 : (width + side) // 2]
+            size = (1632, 1224) if large else (250, 250)
+            cv2.imwrite(str(folder / f"{Path(entry.image_uri).stem}{number}.jpg"), cv2.resize(part, size, interpolation=cv2.INTER_AREA))
+    return sorted(folder.iterdir())
+
+
+def link_images(folder: Path, photographs: Iterable[Path], count: int) -> Path:
+    folder.mkdir()
+    for number, photograph in zip(range(count), itertools.cycle(photographs), strict=False):
+        (folder / f"{number:06d}{photograph.suffix}").symlink_to(photograph.absolute())
+    return folder
+
+
+def install_fer() -> None:
+    if not BENCH_PYTHON.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(BENCH_PYTHON.parents[1])], check=True)
+        subprocess.run([str(BENCH_PYTHON), "-m", "pip", "install", "-q", *FER_PACKAGES], check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--no-fer", action="store_true")
+    arguments = parser.parse_args()
+    names = ["job", "loop"] if arguments.no_fer else ["job", "loop", "fer"]
+    if not arguments.no_fer:
+        install_fer()
+    costs: dict[str, list[tuple[int, Cost, Cost]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        photographs = sorted(p for p in arguments.photos.rglob("*") if p.is_file()) if arguments.photos else None
+        photographs = photographs or draw_photographs(root / "photographs", arguments.large)
+        for round_number in range(arguments.rounds):
+            for name in names:
+                count = max(arguments.images // 32, 32) if name == "fer" else arguments.images
+                once, twice = (
+                    measure(
+                        commands(
+                            link_images(root / f"{name}{round_number}x{n}", photographs, n), root / f"o{name}{round_number}x{n}", name
+                        ),
+                        {},
+                    )
+                    for n in (count, 2 * count)
+                )
+                costs[name].append((count, once, twice))
+                print(f"round {round_number + 1} {name}: {count} in {once.seconds:.1f} s, {2 * count} in {twice.seconds:.1f} s", flush=True)
+    report(costs)
+
+
+def report(costs: dict[str, list[tuple[int, Cost, Cost]]]) -> None:
+    figures = {}
+    for name, runs in costs.items():
+        count = sum(run[0] for run in runs)
+        seconds = sum(twice.seconds - once.seconds for _, once, twice in runs)
+        cpu = sum(twice.cpu_seconds - once.cpu_seconds for _, once, twice in runs)
+        start_up = sum(2 * once.seconds - twice.seconds for _, once, twice in runs) / len(runs)
+        figures[name] = {
+            "images_per_second": round(count / seconds, 1),
+            "cpu_ms_per_image": round(1000 * cpu / count, 2),
+            "start_up_s": round(start_up, 1),
+            "peak_mb_n": round(max(once.peak_mb for _, once, _ in runs)),
+            "peak_mb_2n": round(max(twice.peak_mb for _, _, twice in runs)),
+        }
+        print(f"{name:5s} {figures[name]}")
+    for other in set(figures) - {"job"}:
+        ratio = figures["job"]["images_per_second"] / figures[other]["images_per_second"]
+        figures["job"][f"ratio_to_{other}"] = round(ratio, 2)
+        print(f"job / {other}: {ratio:.2f}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
