@@ -65,15 +65,19 @@ def decode(content: bytes, max_megapixels: float, enough_pixels: int) -> Decoded
 
 def _read_header(content: bytes) -> tuple[tuple[int, int] | None, bool]:
     """Width and height as stored (None where Pillow does not know the format), and whether it is a JPEG."""
+    is_jpeg = content.startswith(b"\xff\xd8\xff")
     try:
+        if is_jpeg:  # by far the most, so the others' openers are not even asked
+            with Image.open(io.BytesIO(content), formats=("JPEG",)) as header:
+                return header.size, True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as header:
-                return header.size, header.format in ("JPEG", "MPO")
+                return header.size, False
     except Image.DecompressionBombError as error:
         raise ImageError(Status.TOO_LARGE, f"The image is too large to decode safely ({error}).") from error
     except Exception:  # noqa: BLE001 - whatever a stranger's header makes a plugin raise: the decoders below get their chance and say why
-        return None, False
+        return None, is_jpeg
 
 
 def _reduction(longer_side: int, enough_pixels: int) -> int:

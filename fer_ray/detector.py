@@ -22,6 +22,8 @@ MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4
 NMS_IOU = 0.3
 MOST_FACES = 5000
 LOWEST_SCORE = 0.3
+STRIDES = (8, 16, 32)
+SMALLEST_INPUT = 8
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,21 @@ class Detection:
 
 
 class FaceDetector:
-    """YuNet (Wu et al. 2023, doi 10.1007/s11633-023-1423-y) at an input of at most `side` pixels; not thread-safe.
+    """YuNet (Wu et al. 2023, doi 10.1007/s11633-023-1423-y) at an input of at most `side` pixels.
 
     Images are shrunk to `side`, never enlarged. It finds faces from about 18 pixels of that input; a larger `side` finds
     smaller ones at a cost that grows with its square. Where nothing is found, half the size is tried: a face that fills
-    the frame shows there.
+    the frame shows there. ONNX Runtime runs the network in less than half the time that OpenCV's own FaceDetectorYN takes.
     """
 
-    def __init__(self, side: int, min_score: float) -> None:
+    def __init__(self, side: int, min_score: float, threads: int | None = None) -> None:
+        import onnxruntime
+
         self.side, self.min_score = side, min_score
-        self._network = cv2.FaceDetectorYN.create(
-            "onnx", _model_bytes(), np.empty(0, np.uint8), (side, side), min(LOWEST_SCORE, min_score), NMS_IOU, MOST_FACES
-        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads or 0, 1, 3
+        self._session = onnxruntime.InferenceSession(_network(), options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
     def detect(self, pixels: UInt8Array) -> tuple[list[Detection], int]:
         """The faces of an image (h, w, 3) uint8 BGR, the largest first, and how many more fell short of `min_score`."""
@@ -64,14 +69,44 @@ class FaceDetector:
     def _detect_at(self, pixels: UInt8Array, scale: float) -> list[Detection]:
         height, width = pixels.shape[:2]
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        if min(size) < 8:
+        if min(size) < SMALLEST_INPUT:
             return []
         if size != (width, height):
             pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-        self._network.setInputSize(size)
-        _, rows = self._network.detect(pixels)
+        rows = self._candidates(pixels)
+        if not len(rows):
+            return []
+        lowest = min(LOWEST_SCORE, self.min_score)
+        kept = cv2.dnn.NMSBoxes(rows[:, :4].tolist(), rows[:, 14].tolist(), lowest, NMS_IOU, top_k=MOST_FACES)
         ratio = np.array([width / size[0], height / size[1]], np.float32)
-        return [] if rows is None else [_detection(row, ratio) for row in rows]
+        return [_detection(row, ratio) for row in rows[np.asarray(kept, int).ravel()]]
+
+    def _candidates(self, pixels: UInt8Array) -> Float32Array:
+        """Boxes over the lowest score, overlapping ones too: (n, 15) float32 of box, five points and score, in input pixels.
+
+        The network gives, for each cell of three grids, class and object scores and the box and points relative to the cell
+        (libfacedetection's decoding, as in OpenCV's FaceDetectorYN).
+        """
+        height, width = pixels.shape[:2]
+        columns, rows = -(-width // STRIDES[-1]) * STRIDES[-1], -(-height // STRIDES[-1]) * STRIDES[-1]
+        blob = np.zeros((1, 3, rows, columns), np.float32)
+        blob[0, :, :height, :width] = pixels.transpose(2, 0, 1)
+        answers = dict(zip(self._outputs, self._session.run(self._outputs, {"input": blob}), strict=True))
+        lowest = min(LOWEST_SCORE, self.min_score)
+        found = []
+        for stride in STRIDES:
+            classes, objects = (np.clip(answers[f"{name}_{stride}"][0, :, 0], 0, 1) for name in ("cls", "obj"))
+            scores = np.sqrt(classes * objects)
+            cells = np.flatnonzero(scores >= lowest)
+            if not len(cells):
+                continue
+            corner = np.stack([cells % (columns // stride), cells // (columns // stride)], axis=1).astype(np.float32)
+            box, points = answers[f"bbox_{stride}"][0, cells], answers[f"kps_{stride}"][0, cells]
+            size = np.exp(box[:, 2:]) * stride
+            origin = (corner + box[:, :2]) * stride - size / 2
+            landmarks = (points.reshape(-1, 5, 2) + corner[:, None]) * stride
+            found.append(np.concatenate([origin, size, landmarks.reshape(-1, 10), scores[cells, None]], axis=1))
+        return np.concatenate(found) if found else np.empty((0, 15), np.float32)
 
 
 def _detection(row: Float32Array, ratio: Float32Array) -> Detection:
@@ -83,11 +118,20 @@ def _detection(row: Float32Array, ratio: Float32Array) -> Detection:
 
 
 @cache
-def _model_bytes() -> UInt8Array:
+def _network() -> bytes:
+    """The checked file, with its fixed input of 640 x 640 opened to any size."""
+    import onnx
+
     content = resources.files("fer_ray").joinpath("yunet", MODEL_FILE).read_bytes()
     if hashlib.sha256(content).hexdigest() != MODEL_SHA256:
         raise UsageError(f"The detector's file {MODEL_FILE} was altered: install fer_ray anew.")
-    return np.frombuffer(content, np.uint8)
+    model = onnx.load_from_string(content)
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
+            if dimension.dim_value > 1 and (axis >= 2) == (value.name == "input"):
+                dimension.dim_param = f"{value.name}_{axis}"
+    return bytes(model.SerializeToString())
 
 
 def crop_face(pixels: UInt8Array, face: Detection, size: int, geometry: CropGeometry) -> UInt8Array:

@@ -91,7 +91,7 @@ class Labeler:
             _limit_threads(threads)
         self.config = config or LabelingConfig()
         self._bundle = bundle.load(model or bundle.default_path())
-        self._detector = FaceDetector(self.config.detector_side, self.config.min_face_score)
+        self._detector = FaceDetector(self.config.detector_side, self.config.min_face_score, threads)
         self.model_version = self._bundle.model_version
         self.classes = self._bundle.classes
 
@@ -128,13 +128,18 @@ class Labeler:
         return _Prepared(image, decoded.scale, faces, crops)
 
     def _probabilities(self, crops: list[UInt8Array]) -> npt.NDArray[np.float64]:
-        """(n, classes), all crops in as few calls as fit the memory."""
+        """(n, classes), all crops in as few calls as fit the memory.
+
+        Many crops are filled up to a multiple of 8: TensorFlow prepares itself for every new number, which costs as much as
+        dozens of crops.
+        """
         if not crops:
             return np.empty((0, len(self.classes)))
-        stacked = np.stack(crops)[..., None].astype(np.float32)
+        padding = -len(crops) % 8 if len(crops) > 8 else 0
+        stacked = np.stack(crops + [np.zeros_like(crops[0])] * padding)[..., None].astype(np.float32)
         chunks = range(0, len(stacked), NETWORK_BATCH)
         logits = np.concatenate([self._bundle.network.predict_on_batch(stacked[i : i + NETWORK_BATCH]) for i in chunks])
-        return softmax(logits, self._bundle.temperature)
+        return softmax(logits[: len(crops)], self._bundle.temperature)
 
     def _finish(self, prepared: _Prepared, probabilities: list[npt.NDArray[np.float64]]) -> LabeledImage:
         image = prepared.image

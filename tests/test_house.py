@@ -14,6 +14,7 @@ LEVELS = [
     {"command", "models", "metrics", "storage"},
     {"decoder", "detector", "bundle", "dataset", "demo"},
     {"manifest", "labeler"},
+    {"staging"},
     {"pipeline", "publish", "report", "training"},
     {"labeling"},
 ]
