@@ -89,14 +89,12 @@ class FaceDetector:
         """
         height, width = pixels.shape[:2]
         columns, rows = -(-width // STRIDES[-1]) * STRIDES[-1], -(-height // STRIDES[-1]) * STRIDES[-1]
-        blob = np.zeros((1, 3, rows, columns), np.float32)
-        blob[0, :, :height, :width] = pixels.transpose(2, 0, 1)
+        blob = cv2.dnn.blobFromImage(cv2.copyMakeBorder(pixels, 0, rows - height, 0, columns - width, cv2.BORDER_CONSTANT))
         answers = dict(zip(self._outputs, self._session.run(self._outputs, {"input": blob}), strict=True))
         lowest = min(LOWEST_SCORE, self.min_score)
         found = []
         for stride in STRIDES:
-            classes, objects = (np.clip(answers[f"{name}_{stride}"][0, :, 0], 0, 1) for name in ("cls", "obj"))
-            scores = np.sqrt(classes * objects)
+            scores = np.sqrt(answers[f"cls_{stride}"][0, :, 0] * answers[f"obj_{stride}"][0, :, 0])
             cells = np.flatnonzero(scores >= lowest)
             if not len(cells):
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import Counter
@@ -51,7 +52,9 @@ def label_to_staging(run: Run, images: int, report_progress: Callable[[Counter[s
             batch_format="pyarrow",
             # An actor keeps one CPU busy but asks for half of one, or of a single CPU for nothing: with all CPUs taken, the
             # tasks that read and write would never start.
-            compute=ray.data.ActorPoolStrategy(size=min(workers, -(-images // 32))),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(workers, -(-images // 32)), max_tasks_in_flight_per_actor=2, max_concurrent_calls_per_actor=1
+            ),
             num_cpus=0.5 if cpus > 1 else 0,
         )
     )
@@ -94,6 +97,7 @@ class LabelImages:
             "run_id": run.run_id,
         }
         self.progress = progress
+        gc.freeze()  # what TensorFlow brought is there to stay; searching it for garbage again and again takes time
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         images = self.labeler.label(batch["image_uri"].to_pylist())
