@@ -130,6 +130,7 @@ class TrainConfig:
 
     dataset: str = option("", "folder with train/<emotion>/ and validation/<emotion>/ (required)")
     output: str = option("", "folder to write the model bundle to; must not exist yet (required)")
+    limit: int | None = option(None, "read only the first N images of each class and split, for a small try")
     epochs: int = option(45, "passes over the training images at most")
     batch_size: int = option(128, "images per step")
     learning_rate: float = option(2e-3, "the highest learning rate (AdamW)")
@@ -149,6 +150,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(bool(self.dataset), "Which data set? Give --dataset FOLDER.")
         _check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
+        _check(self.limit is None or self.limit > 0, "The setting limit must be above 0.")
         _check_positive(self, "epochs", "batch_size", "learning_rate", "patience", "plateau_patience")
         _check(self.weight_decay >= 0 and self.warmup_epochs >= 0, "The settings weight_decay and warmup_epochs must not be negative.")
         _check(0 <= self.label_smoothing < 1 and 0 <= self.weight_average < 1, "label_smoothing and weight_average must lie in 0..1.")

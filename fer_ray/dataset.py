@@ -47,8 +47,10 @@ class Dataset:
     sha256: str
 
 
-def load_dataset(path: str, image_size: int) -> Dataset:
+def load_dataset(path: str, image_size: int, limit: int | None = None) -> Dataset:
     """Read `<path>/train/<emotion>/*` and `<path>/validation/<emotion>/*` as gray images of `image_size` pixels a side.
+
+    `limit` takes only the first images of each class and split, by name.
 
     Classes are the canonical emotion names in alphabetical order. Validation may be missing where `test/` exists.
 
@@ -66,8 +68,8 @@ def load_dataset(path: str, image_size: int) -> Dataset:
         raise DatasetError(f"The classes {', '.join(only)} stand in one split of {path} only: give both splits the same classes.")
     classes = tuple(sorted(train_folders))
     digest = hashlib.sha256()
-    train = _read_split(train_folders, classes, image_size, digest)
-    validation = _read_split(validation_folders, classes, image_size, digest)
+    train = _read_split(train_folders, classes, image_size, limit, digest)
+    validation = _read_split(validation_folders, classes, image_size, limit, digest)
     return Dataset(classes, train, validation, digest.hexdigest())
 
 
@@ -152,21 +154,19 @@ def _emotion_folders(root: Path) -> dict[str, Path]:
     return folders
 
 
-def _read_split(folders: dict[str, Path], classes: tuple[str, ...], image_size: int, digest: "hashlib._Hash") -> Split:
+def _read_split(folders: dict[str, Path], classes: tuple[str, ...], image_size: int, limit: int | None, digest: "hashlib._Hash") -> Split:
     images: list[UInt8Array] = []
     labels: list[int] = []
     for label, emotion in enumerate(classes):
-        before = len(images)
-        for file in sorted(folders[emotion].iterdir()):
-            if file.suffix.lower() not in IMAGE_SUFFIXES:
-                continue
+        files = sorted(file for file in folders[emotion].iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)[:limit]
+        if not files:
+            raise DatasetError(f"The folder {folders[emotion]} holds no images: fill it or remove the class from both splits.")
+        for file in files:
             content = file.read_bytes()
             digest.update(f"{emotion}/{file.name}/{len(content)}/".encode())
             digest.update(content)
             images.append(_read_face(file, content, image_size))
             labels.append(label)
-        if len(images) == before:
-            raise DatasetError(f"The folder {folders[emotion]} holds no images: fill it or remove the class from both splits.")
     return Split(np.stack(images), np.array(labels, np.int64))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from fer_ray import bundle, metrics
 from fer_ray.config import TrainConfig
 from fer_ray.dataset import Dataset, Float32Array, UInt8Array, augmented_batches, load_dataset
-from fer_ray.errors import UsageError
+from fer_ray.errors import FerRayError, UsageError
 from fer_ray.models import build_residual
 
 if TYPE_CHECKING:
@@ -140,7 +140,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"The output {config.output} cannot be written ({error.strerror}).") from error
-    load_dataset(config.dataset, config.model.image_size)  # a wrong data set is refused before a cluster starts
+    data = load_dataset(config.dataset, config.model.image_size, config.limit)  # a wrong data set is refused before a cluster starts
+
+    if len(data.train) < config.batch_size:
+        raise UsageError(f"The data set has {len(data.train)} training images, fewer than one batch: lower --batch-size.")
 
     best = _run_trainer(config, output.with_name(output.name + ".training"))
     shutil.copytree(best, output)
@@ -154,6 +157,7 @@ def _run_trainer(config: TrainConfig, storage: Path) -> Path:
     import ray
     import ray.train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
     quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}  # the progress lines once, and little else
     ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": quiet}, ignore_reinit_error=True)
@@ -168,7 +172,11 @@ def _run_trainer(config: TrainConfig, storage: Path) -> Path:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="accuracy"),
         ),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise FerRayError(f"The training failed ({reason}): its checkpoints, if any, are in {storage}.") from error
     return Path(result.best_checkpoints[0][0].path)
 
 
@@ -176,7 +184,7 @@ def _train_loop_per_worker(arguments: dict[str, Any]) -> None:
     import ray.train
 
     config: TrainConfig = arguments["config"]
-    data = load_dataset(arguments["dataset"], config.model.image_size)
+    data = load_dataset(arguments["dataset"], config.model.image_size, config.limit)
     print(f"training on {len(data.train)} images, validating on {len(data.validation)}: {', '.join(data.classes)}", flush=True)
     for epoch in train_epochs(data, config):
         print(progress_line(epoch, config.epochs), flush=True)
