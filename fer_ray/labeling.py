@@ -24,7 +24,7 @@ from fer_ray.storage import ImageEntry
 
 FAILURES = (Status.UNREADABLE, Status.UNDECODABLE, Status.TOO_LARGE)
 DRY_RUN_SAMPLE = 24
-START_UP_SECONDS = 30.0
+START_UP_SECONDS = 15.0
 
 
 def label(config: LabelConfig) -> tuple[dict[str, Any], int]:
