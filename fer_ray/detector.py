@@ -44,7 +44,7 @@ class FaceDetector:
 
     Images are shrunk to `side`, never enlarged. It finds faces from about 18 pixels of that input; a larger `side` finds
     smaller ones at a cost that grows with its square. Where nothing is found, half the size is tried: a face that fills
-    the frame shows there. ONNX Runtime runs the network in less than half the time that OpenCV's own FaceDetectorYN takes.
+    the frame shows there. ONNX Runtime runs the network, as it was faster than OpenCV's FaceDetectorYN.
     """
 
     def __init__(self, side: int, min_score: float, threads: int | None = None) -> None:

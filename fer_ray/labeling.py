@@ -97,8 +97,8 @@ def _execute(run: Run, entries: Iterator[ImageEntry]) -> dict[str, Any]:
 
 def _cause(error: BaseException) -> str:
     """The innermost reason in one line."""
-    while error.__cause__ is not None or getattr(error, "cause", None) is not None:
-        error = getattr(error, "cause", None) or error.__cause__  # type: ignore[assignment]  # one of the two is not None
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return report.printable(lines[-1])
 
