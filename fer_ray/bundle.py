@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fer_ray.config import CropGeometry, ResidualConfig
-from fer_ray.errors import BundleError, UsageError
+from fer_ray.errors import BundleError, TooLargeError, UsageError
 from fer_ray.models import build_residual
 from fer_ray.schema import EMOTIONS
+from fer_ray.storage import S3, Storage, join
 
 if TYPE_CHECKING:
     import keras
@@ -44,6 +48,27 @@ class Bundle:
 def default_path() -> str:
     """The bundle that comes with the package."""
     return str(resources.files("fer_ray") / "default_model")
+
+
+@contextmanager
+def local_copy(storage: Storage, model: str) -> Iterator[str]:
+    """The bundle's folder on this machine: itself, or a temporary copy of one in S3.
+
+    Raises:
+        BundleError: there is no bundle there, or one larger than this version reads.
+    """
+    if not model.startswith(S3):
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="fer-ray-") as folder:
+        for name, limit in ((METADATA_FILE, MAX_METADATA_BYTES), (WEIGHTS_FILE, MAX_WEIGHTS_BYTES)):
+            try:
+                (Path(folder) / name).write_bytes(storage.read(join(model, name), limit))
+            except FileNotFoundError as error:
+                raise BundleError(f"The model bundle {model} is missing or has no {name}: give --model a bundle.") from error
+            except TooLargeError as error:
+                raise BundleError(f"The model bundle {model} is larger than this version reads.") from error
+        yield folder
 
 
 def save(

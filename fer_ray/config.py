@@ -7,6 +7,7 @@ import datetime
 import re
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from fer_ray.errors import UsageError
 
@@ -14,6 +15,7 @@ MAX_BLOCKS = 64
 MAX_WIDTH = 2048
 MAX_WEIGHTS = 200_000_000
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ENDPOINT_RULE = "The S3 endpoint must look like https://store.example.org:9000, without credentials in it."
 _RUN_ID_RULE = "The run id must be 1 to 128 letters, digits, '.', '_' or '-' and begin with a letter or digit."
 
 
@@ -188,16 +190,21 @@ class LabelingConfig:
 class LabelConfig:
     """What `jobs/label.py` can be told."""
 
-    input: str = option("", "folder of photographs, searched recursively (default: the demo photographs that come with packages)")
-    output: str = option("", "folder for the tables (default: demo/ when there is no --input, otherwise required)")
-    model: str = option("", "model bundle (default: the one that comes with the package)")
+    input: tuple[str, ...] = option(
+        (), "folders, s3://bucket/prefix, tar shards, or Parquet or CSV lists of URIs (default: the demo photographs of packages)"
+    )
+    output: str = option("", "folder or s3://bucket/prefix for the tables (default: demo/ when there is no --input, otherwise required)")
+    model: str = option("", "model bundle, a folder or s3://bucket/prefix (default: the one that comes with the package)")
+    s3_endpoint: str = option("", "address of an S3-compatible store (default: AWS_ENDPOINT_URL, or AWS)")
     run_id: str = option("", "name of the run: letters, digits, '.', '_' and '-' (default: the run date and a hash of the settings)")
     run_date: str = option("", "date of the run as YYYY-MM-DD (default: today in UTC)")
-    limit: int | None = option(None, "label only the first N images")
+    all: bool = option(False, "label every image, not only those that are new, changed, or not yet labeled with this model")
+    limit: int | None = option(None, "label only the first N images that are due")
     dry_run: bool = option(False, "say what would be labeled and how long it would take, and write nothing")
     picture: int = option(0, "draw the faces of the first N images with any into reports/<run id>/faces.jpg")
     max_error_share: float = option(0.5, "exit with code 3 when more than this share of the images failed")
     batch_size: int = option(64, "images whose faces go through the model together")
+    keep_days: float = option(7.0, "remove unfinished work that nobody touched for so many days")
     workers: int | None = option(None, "labeling processes, one CPU each (default: one for each CPU of the cluster)")
     labeling: LabelingConfig = field(default_factory=LabelingConfig)
 
@@ -206,7 +213,10 @@ class LabelConfig:
         _check(self.limit is None or self.limit > 0, "The setting limit must be above 0.")
         _check(self.workers is None or self.workers > 0, "The setting workers must be above 0.")
         _check_share(self, "max_error_share")
-        _check_positive(self, "batch_size")
+        _check_positive(self, "batch_size", "keep_days")
+        parts = urlsplit(self.s3_endpoint)
+        plain = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+        _check(not self.s3_endpoint or bool(plain), _ENDPOINT_RULE)
         _check(not self.run_id or bool(_RUN_ID.fullmatch(self.run_id)), _RUN_ID_RULE)
         if self.run_date:
             try:

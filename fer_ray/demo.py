@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fer_ray.errors import UsageError
-from fer_ray.storage import ImageEntry
+from fer_ray.schema import ImageEntry
 
 INPUT = "demo photographs"
 OUTPUT = "demo"

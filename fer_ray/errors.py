@@ -25,8 +25,37 @@ class ImageError(FerRayError):
     """One image that gives no pixels; `status` is what its row in `images` says."""
 
     def __init__(self, status: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(message, status)
         self.status = status
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class StorageError(FerRayError):
+    """A store or file system that cannot be used as it stands: wrong credentials, no such bucket, a full disk."""
+
+
+class AccessError(StorageError):
+    """One file or object that cannot be read or written; `reason` is a word or two."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class TooLargeError(StorageError):
+    """More bytes than the caller wants to hold; none were read."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+    def __str__(self) -> str:
+        return f"The file has {self.size:,} bytes, more than is read at once."
 
 
 class PublishError(FerRayError):

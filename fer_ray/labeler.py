@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,10 @@ from fer_ray.config import LabelingConfig
 from fer_ray.decoder import DecodedImage, decode
 from fer_ray.detector import Detection, FaceDetector, crop_face, sharpness
 from fer_ray.errors import ImageError
+from fer_ray.listing import read_image_named
 from fer_ray.metrics import softmax
 from fer_ray.schema import Status
-from fer_ray.storage import read_image
+from fer_ray.storage import Storage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,22 +96,25 @@ class Labeler:
         self.model_version = self._bundle.model_version
         self.classes = self._bundle.classes
 
-    def label(self, images: Sequence[str | Path | bytes | UInt8Array]) -> list[LabeledImage]:
-        """Label paths, encoded bytes, or arrays (h, w, 3) RGB or (h, w) gray uint8; one answer each, in their order.
+    def label(self, images: Iterable[str | Path | bytes | UInt8Array | ImageError]) -> list[LabeledImage]:
+        """Label paths, s3:// addresses, encoded bytes, or arrays (h, w, 3) RGB or (h, w) gray uint8; one answer each, in their order.
 
-        An image that cannot be read or decoded gives an answer with that status and the reason; none raises.
+        An ImageError stands for an image that whoever fetched the bytes could not get, and gives the answer that it
+        describes. An image that cannot be read or decoded gives an answer with that status and the reason; none raises.
         """
         prepared = [self._prepare(image) for image in images]
         crops = [crop for one in prepared for crop in one.crops]
         probabilities = iter(self._probabilities(crops))
         return [self._finish(one, [next(probabilities) for _ in one.crops]) for one in prepared]
 
-    def _prepare(self, image: str | Path | bytes | UInt8Array) -> _Prepared:
+    def _prepare(self, image: str | Path | bytes | UInt8Array | ImageError) -> _Prepared:
         content: bytes | None = None
         try:
+            if isinstance(image, ImageError):
+                raise image
             if isinstance(image, np.ndarray):
                 return self._find_faces(_decoded_from_array(image), None)
-            content = image if isinstance(image, bytes) else read_image(str(image), self.config.max_file_megabytes)
+            content = image if isinstance(image, bytes) else read_image_named(Storage(), str(image), self.config.max_file_megabytes)
             return self._find_faces(decode(content, self.config.max_megapixels, self.config.detector_side * 3 // 2), content)
         except ImageError as error:
             return _Prepared(_described(content, Status(error.status), str(error)))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import os
 import random
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,13 +16,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fer_ray import bundle, demo, report, storage
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fer_ray import bundle, demo, report
 from fer_ray.command import EXIT_DONE, EXIT_TOO_MANY_FAILED
 from fer_ray.config import LabelConfig
-from fer_ray.errors import FerRayError, UsageError
-from fer_ray.manifest import Run, name_run, write_manifest
-from fer_ray.schema import SCHEMA_VERSION, Status
-from fer_ray.storage import ImageEntry
+from fer_ray.due import Counts, due_images, published_images
+from fer_ray.errors import FerRayError, StorageError, UsageError
+from fer_ray.fetch import Fetcher
+from fer_ray.listing import check_inputs, list_images
+from fer_ray.manifest import Plan, Run, name_run, read_parts, read_plan, read_run, remove_work, unfinished, write_plan
+from fer_ray.publish import clean_up, commit
+from fer_ray.schema import SCHEMA_VERSION, ImageEntry, Status
+from fer_ray.storage import Storage, absolute
 
 FAILURES = (Status.UNREADABLE, Status.UNDECODABLE, Status.TOO_LARGE)
 DRY_RUN_SAMPLE = 24
@@ -32,67 +41,107 @@ def label(config: LabelConfig) -> tuple[dict[str, Any], int]:
 
     Raises:
         UsageError: the request cannot be met as it stands; nothing was written.
-        FerRayError: the run stopped; the same command starts it again.
+        FerRayError: the run stopped; the same command goes on with it.
     """
-    run = _plan(config)
-    entries = itertools.islice(_entries(config, run), config.limit)
+    run = _identify(config)
     if config.dry_run:
-        return _dry_run(run, entries), EXIT_DONE
-    if run.published:
+        return _dry_run(run), EXIT_DONE
+    if run.is_published():
         print(f"The run {run.run_id} is published already: nothing to do.", flush=True)
-        row = report.read_run(run)
+        remove_work(run)
+        row = read_run(run)
     else:
-        row = _execute(run, entries)
+        row = _execute(run)
     failed_share = row["images_failed"] / max(1, row["images_total"])
     return report.summary(run, row), EXIT_TOO_MANY_FAILED if failed_share > config.max_error_share else EXIT_DONE
 
 
-def _plan(config: LabelConfig) -> Run:
-    """Check everything that can be checked before a cluster starts, and name the run."""
-    output = storage.check_writable(config.output or demo.OUTPUT, "output")
-    input_uri = str(storage.local_folder(config.input, "input")) if config.input else demo.INPUT
-    model = str(Path(config.model or bundle.default_path()).absolute())
-    model_version = bundle.read_metadata(model)["model_version"]
-    return name_run(Run(config.run_id, config.date(), input_uri, output, model, model_version, config))
+def _identify(config: LabelConfig) -> Run:
+    """Check everything that can be checked before a cluster starts, and name the run.
+
+    Raises:
+        UsageError: an input, the output, the model or the store cannot be used.
+    """
+    storage = Storage(config.s3_endpoint)
+    try:
+        output = absolute(config.output or demo.OUTPUT, "output")
+        inputs = check_inputs(storage, config.input) if config.input else (demo.INPUT,)
+        model = absolute(config.model, "model") if config.model else bundle.default_path()
+        with bundle.local_copy(storage, model) as folder:
+            model_version = bundle.read_metadata(folder)["model_version"]
+        if not config.dry_run:
+            storage.check_writable(output)
+        return name_run(Run(config.run_id, config.date(), inputs, output, model, model_version, config, storage))
+    except StorageError as error:
+        raise UsageError(str(error)) from error
 
 
-def _entries(config: LabelConfig, run: Run) -> Iterator[ImageEntry]:
+def _listed(run: Run) -> Iterator[ImageEntry]:
     """The images of the input; an input without any is refused."""
-    entries = storage.walk_images(Path(run.input_uri), run.output) if config.input else iter(demo.images())
-    first = next(entries, None)
+    entries = list_images(run.storage, run.inputs, run.output) if run.config.input else iter(demo.images())
+    try:
+        first = next(entries, None)
+    except StorageError as error:
+        raise UsageError(str(error)) from error
     if first is None:
-        raise UsageError(f"The input {config.input} holds no files: name a folder with photographs.")
+        raise UsageError(f"The input {run.input_uri} holds no files: name a folder with photographs.")
     return itertools.chain([first], entries)
 
 
-def _execute(run: Run, entries: Iterator[ImageEntry]) -> dict[str, Any]:
-    import ray.exceptions
+def _due(run: Run, counts: Counts) -> Iterator[pa.Table]:
+    published = iter(()) if run.config.all else published_images(run.storage, run.output, run.model_version)
+    return due_images(_listed(run), published, run.config.limit, counts)
 
-    from fer_ray.pipeline import connect, label_to_staging
-    from fer_ray.publish import commit, publish_tables
 
-    started_at = datetime.datetime.now(datetime.UTC)
+def _execute(run: Run) -> dict[str, Any]:
     try:
-        images = write_manifest(run, entries)
-    except OSError as error:
-        raise UsageError(f"The output {run.output} cannot be written ({error.strerror}): name another folder.") from error
-    print(f"run {run.run_id}: {images:,} images from {report.printable(run.input_uri)}", flush=True)
-    try:
-        connect()
-        labeling_started = time.monotonic()
-        label_to_staging(run, images, report.Progress())
-        seconds = time.monotonic() - labeling_started
-        counts = publish_tables(run, images)
-        row = _run_row(run, counts, started_at, images / seconds)
-        commit(run, row)
-    except (ray.exceptions.RayError, OSError) as error:
-        raise FerRayError(
-            f"The run {run.run_id} stopped ({_cause(error)}): nothing was published; start the same command again."
-        ) from error
-    report.print_summary(run, row, counts, seconds)
+        plan = read_plan(run)
+        if plan is None:
+            counts = Counts()
+            plan = write_plan(run, _due(run, counts), counts, datetime.datetime.now(datetime.UTC))
+        print(f"run {run.run_id}: {plan.images:,} images to label, {plan.skipped:,} known, {report.printable(run.input_uri)}", flush=True)
+        row = _label_and_publish(run, plan)
+        for run_id in clean_up(run, run.config.keep_days):
+            print(f"removed the unfinished work of run {run_id}: untouched for {run.config.keep_days:g} days", flush=True)
+    except _stops() as error:
+        if isinstance(error, UsageError):
+            raise
+        if run.is_published():
+            print(f"The run {run.run_id} was published by another process meanwhile.", flush=True)
+            return read_run(run)
+        raise FerRayError(f"The run {run.run_id} stopped ({_cause(error)}): start the same command again, and it goes on.") from error
     if run.config.picture or not run.config.input:
         print(f"picture: {report.draw_picture(run, run.config.picture or demo.PICTURE_IMAGES)}", flush=True)
     return row
+
+
+def _label_and_publish(run: Run, plan: Plan) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    labeled, seconds = 0, 0.0
+    if plan.images:
+        from fer_ray.pipeline import connect, label_to_staging
+        from fer_ray.publish import publish_tables
+
+        parts = unfinished(run, plan, read_parts(run, plan))
+        labeled = sum(part.rows for part in parts)
+        if labeled < plan.images:
+            print(f"going on: {plan.images - labeled:,} images are labeled already", flush=True)
+        connect()
+        started = time.monotonic()
+        if parts:
+            label_to_staging(run, plan, parts, report.Progress())
+        seconds = time.monotonic() - started
+        counts = publish_tables(run, plan)
+    row = _run_row(run, plan, counts, labeled / seconds if labeled else 0.0)
+    commit(run, row)
+    report.print_summary(run, row, counts, seconds)
+    return row
+
+
+def _stops() -> tuple[type[BaseException], ...]:
+    """What ends a run in the middle: trouble with the store, the disk or the cluster. Ray is asked only where it was loaded."""
+    ray_exceptions = sys.modules.get("ray.exceptions")
+    return (FerRayError, OSError, pa.ArrowException, *([ray_exceptions.RayError] if ray_exceptions else []))
 
 
 def _cause(error: BaseException) -> str:
@@ -103,20 +152,19 @@ def _cause(error: BaseException) -> str:
     return report.printable(lines[-1])
 
 
-def _run_row(run: Run, counts: Counter[str], started_at: datetime.datetime, images_per_second: float) -> dict[str, Any]:
-    import ray
-
-    resources = ray.cluster_resources()
+def _run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float) -> dict[str, Any]:
+    ray = sys.modules.get("ray")  # a run with nothing to do starts no cluster
+    resources = ray.cluster_resources() if ray and plan.images else {}
     return {
         "run_id": run.run_id,
         "run_date": run.run_date,
-        "started_at": started_at,
+        "started_at": datetime.datetime.fromisoformat(plan.started_at),
         "finished_at": datetime.datetime.now(datetime.UTC),
         "status": "done",
         "input_uri": run.input_uri,
         "config_json": json.dumps({"request": run.request, "config": run.config.to_dict()}, sort_keys=True),
         "fer_ray_version": metadata.version("fer-ray"),
-        "ray_version": ray.__version__,
+        "ray_version": metadata.version("ray"),
         "git_commit": _git_commit(),
         "model_version": run.model_version,
         "detector_version": run.config.labeling.detector_version,
@@ -124,7 +172,7 @@ def _run_row(run: Run, counts: Counter[str], started_at: datetime.datetime, imag
         "images_ok": counts[f"status:{Status.OK}"],
         "images_no_face": counts[f"status:{Status.NO_FACE}"],
         "images_failed": sum(counts[f"status:{status}"] for status in FAILURES),
-        "images_skipped": 0,  # every run labels all of its input; labeling only what is due comes with step 2
+        "images_skipped": plan.skipped,
         "faces_total": counts["faces_total"],
         "faces_left_out": counts["faces_left_out"],
         "images_per_second": images_per_second,
@@ -145,36 +193,41 @@ def _git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def _dry_run(run: Run, entries: Iterator[ImageEntry]) -> dict[str, Any]:
+def _dry_run(run: Run) -> dict[str, Any]:
     """Count, and time a random sample in this process."""
-    import os
-
-    from fer_ray.labeler import Labeler
-
-    images = size = 0
+    counts, images, size = Counts(), 0, 0
     sample: list[ImageEntry] = []
     generator = random.Random(0)
-    for entry in entries:
-        images, size = images + 1, size + (entry.size_bytes or 0)
-        if len(sample) < DRY_RUN_SAMPLE:
-            sample.append(entry)
-        elif (place := generator.randrange(images)) < DRY_RUN_SAMPLE:  # reservoir sampling: every image is as likely
-            sample[place] = entry
-    labeler = Labeler(run.model, run.config.labeling, threads=1)
-    uris = [entry.image_uri for entry in sample]
-    labeler.label(uris[:1])
-    started = time.monotonic()
-    labeler.label(uris)
+    for table in _due(run, counts):
+        size += pc.sum(table["size_bytes"]).as_py() or 0
+        for row in range(len(table)):
+            images += 1
+            place = images - 1 if images <= DRY_RUN_SAMPLE else generator.randrange(images)  # reservoir sampling: each is as likely
+            if place < DRY_RUN_SAMPLE:
+                sample[place : place + 1] = [ImageEntry(**table.slice(row, 1).to_pylist()[0])]
     workers = run.config.workers or os.cpu_count() or 1
-    estimate = START_UP_SECONDS + images * (time.monotonic() - started) / len(sample) / workers
-    print(f"would label {images:,} images, {size / 1e6:,.1f} MB, as run {run.run_id}", flush=True)
+    estimate = START_UP_SECONDS + images * _seconds_per_image(run, sample) / workers if sample else 0.0
+    print(f"would label {images:,} images, {size / 1e6:,.1f} MB, as run {run.run_id}; {counts.known:,} are known", flush=True)
     print(f"about {datetime.timedelta(seconds=round(estimate))} with {workers} processes, from a sample of {len(sample)}", flush=True)
     return {
         "run_id": run.run_id,
         "status": "dry_run",
-        "output": str(run.output),
+        "output": run.output,
         "images_total": images,
+        "images_skipped": counts.known,
         "bytes_total": size,
         "estimated_seconds": round(estimate, 1),
         "model_version": run.model_version,
     }
+
+
+def _seconds_per_image(run: Run, sample: list[ImageEntry]) -> float:
+    from fer_ray.labeler import Labeler
+
+    with bundle.local_copy(run.storage, run.model) as folder:
+        labeler = Labeler(folder, run.config.labeling, threads=1)
+    fetcher = Fetcher(run.storage, run.config.labeling.max_file_megabytes)
+    labeler.label(fetcher.fetch(sample[:1]))
+    started = time.monotonic()
+    labeler.label(fetcher.fetch(sample))
+    return (time.monotonic() - started) / len(sample)

@@ -1,4 +1,12 @@
-"""What a run must label: its identity, kept so that a run id can mean one thing only, and one row per image."""
+"""What a run must label: its identity, and a plan that is made once and holds one row per image.
+
+    _manifest/<run_id>/plan.json             the plan: written last, by the first of those who plan the same run
+    _manifest/<run_id>/<attempt>/0.parquet   a million images a file; each row group is a part, the unit of work
+    _staging/<run_id>/<attempt>/<row>.parquet  a finished part, named after its first row
+
+A part is finished when its file is there, and the file's name and rows follow from the plan. So whoever labels a part
+again, after a kill or beside another process, leaves the same file: nothing is lost and nothing comes twice.
+"""
 
 from __future__ import annotations
 
@@ -7,141 +15,267 @@ import datetime
 import hashlib
 import itertools
 import json
-import shutil
+import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray.config import LabelConfig
-from fer_ray.errors import UsageError
+from fer_ray.due import Counts
+from fer_ray.errors import StorageError, UsageError
 from fer_ray.schema import MANIFEST
-from fer_ray.storage import ImageEntry, written_whole
+from fer_ray.storage import Storage, join
 
-SMALLEST_PART, LARGEST_PART = 32, 1024
+ROWS_PER_FILE = 1_000_000
+SMALLEST_PART, LARGEST_PART = 16, 512
+PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One labeling run and the places of its files. `input` is a folder, or a list of files for the demo."""
+    """One labeling run and the places of its files. All addresses are absolute paths or s3:// URIs."""
 
     run_id: str
     run_date: datetime.date
-    input_uri: str
-    output: Path
+    inputs: tuple[str, ...]
+    output: str
     model: str
     model_version: str
     config: LabelConfig
+    storage: Storage
 
     @property
     def request(self) -> dict[str, Any]:
         """What decides the result of a run; a run id belongs to one such request."""
         return {
-            "input": self.input_uri,
-            "run date": self.run_date.isoformat(),
+            "input": list(self.inputs),
             "model": self.model_version,
             "limit": self.config.limit,
+            "all": self.config.all,
             **dataclasses.asdict(self.config.labeling),
         }
 
     @property
-    def manifest(self) -> Path:
-        return self.output / "_manifest" / self.run_id
+    def input_uri(self) -> str:
+        return ", ".join(self.inputs)
 
     @property
-    def request_file(self) -> Path:
-        return self.output / "_manifest" / f"{self.run_id}.json"
+    def manifest(self) -> str:
+        return join(self.output, "_manifest", self.run_id)
 
     @property
-    def staging(self) -> Path:
-        return self.output / "_staging" / self.run_id
+    def plan_file(self) -> str:
+        return join(self.manifest, PLAN_FILE)
 
     @property
-    def commit_file(self) -> Path:
+    def staging(self) -> str:
+        return join(self.output, "_staging", self.run_id)
+
+    @property
+    def commit_file(self) -> str:
         """The run's row in `runs`: where it exists, the run is published."""
-        return self.output / "runs" / f"{self.run_id}.parquet"
+        return join(self.output, "runs", f"{self.run_id}.parquet")
+
+    def is_published(self) -> bool:
+        return self.storage.find(self.commit_file) is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided when the run first started. `attempt` names the folder of the manifest and of what is staged."""
+
+    request: dict[str, Any]
+    run_date: str
+    started_at: str
+    attempt: str
+    images: int
+    skipped: int
+    files: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row group of a manifest file: `rows` images from `first_row` on, counted over the whole run."""
+
+    file: int
+    group: int
+    first_row: int
+    rows: int
 
     @property
-    def published(self) -> bool:
-        return self.commit_file.exists()
+    def name(self) -> str:
+        return f"{self.first_row:012d}.parquet"
 
 
 def name_run(unnamed: Run) -> Run:
-    """The run under the id that was asked for, or under the first free one of the date and a hash of the request.
+    """The run under the id and date that were asked for, or of the unfinished run of the same request, or under a new id.
 
-    An unfinished run of the same request keeps its name, so that the same command line takes it up again.
+    So the same command line takes up what was interrupted, even on another day.
 
     Raises:
-        UsageError: the id was used for another request.
+        UsageError: the id was used for another request or date.
     """
     if unnamed.run_id:
-        _check_same_request(unnamed)
-        return unnamed
+        return _check_same_request(unnamed)
+    for run_id, plan in sorted(_plans(unnamed), reverse=True):
+        run = dataclasses.replace(unnamed, run_id=run_id, run_date=datetime.date.fromisoformat(plan.run_date))
+        same_date = not unnamed.config.run_date or plan.run_date == unnamed.config.run_date
+        if plan.request == unnamed.request and same_date and not run.is_published():
+            return run
     digest = hashlib.sha256(json.dumps(unnamed.request, sort_keys=True).encode()).hexdigest()[:8]
     stem = f"{unnamed.run_date.isoformat()}-{digest}"
     names = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
-    return next(run for run in (dataclasses.replace(unnamed, run_id=name) for name in names) if not run.published)
+    return next(run for run in (dataclasses.replace(unnamed, run_id=name) for name in names) if not run.is_published())
 
 
-def write_manifest(run: Run, entries: Iterable[ImageEntry]) -> int:
-    """Write one row per image into `run.manifest` and gives their number; nothing is written when there are none.
+def read_plan(run: Run) -> Plan | None:
+    """The run's plan; None before there is one.
 
-    The manifest is a folder of parts, each a unit of work for the pipeline: small ones first, so that a short run
-    keeps every process busy, then larger ones. What an earlier attempt of this run left is removed.
+    Raises:
+        UsageError: the file is broken.
     """
-    for leftover in (run.manifest, run.staging):
-        shutil.rmtree(leftover, ignore_errors=True)
-    rows = 0
-    for number, part in enumerate(_parts(entries)):
-        if number == 0:
-            with written_whole(run.request_file) as file:
-                file.write_text(json.dumps(run.request, indent=2) + "\n", encoding="utf-8")
-            run.manifest.mkdir(parents=True)
-        pq.write_table(_table(part, rows), run.manifest / f"{number:06d}.parquet")
-        rows += len(part)
-    return rows
+    try:
+        return Plan(**json.loads(run.storage.read(run.plan_file, limit=16 << 20)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"The plan {run.plan_file} cannot be read: choose another run id, or remove it to start over.") from error
 
 
-def _parts(entries: Iterable[ImageEntry]) -> Iterator[list[ImageEntry]]:
-    iterator, seen = iter(entries), 0
-    while part := list(itertools.islice(iterator, min(max(seen // 16, SMALLEST_PART), LARGEST_PART))):
-        seen += len(part)
-        yield part
+def write_plan(run: Run, due: Iterable[pa.Table], counts: Counts, started_at: datetime.datetime) -> Plan:
+    """Write the manifest and then the plan; gives the plan that counts, which is another's if one was faster."""
+    attempt = uuid.uuid4().hex[:12]
+    images, files = 0, 0
+    parts = _parts(due)
+    for number in itertools.count():
+        first = next(parts, None)
+        if first is None:
+            break
+        with ExitStack() as stack:
+            path = stack.enter_context(run.storage.written_whole(_manifest_file(run, attempt, number)))
+            writer = stack.enter_context(pq.ParquetWriter(path, MANIFEST, compression="zstd"))
+            for part in itertools.chain([first], parts):
+                rows = pa.array(range(images, images + len(part)), pa.int64())
+                writer.write_table(part.add_column(0, MANIFEST.field("row_number"), rows).cast(MANIFEST), len(part))
+                images += len(part)
+                if images >= (number + 1) * ROWS_PER_FILE:
+                    break
+        files = number + 1
+    plan = Plan(run.request, run.run_date.isoformat(), started_at.isoformat(), attempt, images, counts.known, files)
+    if run.storage.write(run.plan_file, (json.dumps(dataclasses.asdict(plan), indent=2) + "\n").encode(), replace=False):
+        return plan
+    found = read_plan(run)
+    if found is None:
+        raise StorageError(f"The plan {run.plan_file} was removed meanwhile: start the run again.")
+    return found
 
 
-def _table(part: list[ImageEntry], first_row: int) -> pa.Table:
-    columns = {
-        "row_number": range(first_row, first_row + len(part)),
-        "image_uri": [entry.image_uri for entry in part],
-        "size_bytes": [entry.size_bytes for entry in part],
-        "modified_at": [entry.modified_at for entry in part],
-        "etag": [entry.etag for entry in part],
-    }
-    return pa.table({name: pa.array(values, MANIFEST.field(name).type) for name, values in columns.items()}, schema=MANIFEST)
+def read_parts(run: Run, plan: Plan) -> list[Part]:
+    """The units of work in the order of their rows."""
+    parts: list[Part] = []
+    for file in range(plan.files):
+        with open_manifest(run, plan, file) as opened:
+            groups = opened.metadata
+            for group in range(groups.num_row_groups):
+                first = parts[-1].first_row + parts[-1].rows if parts else 0
+                parts.append(Part(file, group, first, groups.row_group(group).num_rows))
+    return parts
 
 
-def _check_same_request(run: Run) -> None:
-    recorded = _recorded_request(run)
-    if recorded is None:
-        return
-    different = [name for name, value in run.request.items() if recorded.get(name) != value]
+def open_manifest(run: Run, plan: Plan, file: int) -> pq.ParquetFile:
+    """A file of the manifest; its row groups are the parts. To be closed."""
+    return pq.ParquetFile(run.storage.open(_manifest_file(run, plan.attempt, file), read_ahead=1 << 18))
+
+
+def staged_file(run: Run, plan: Plan, part: Part) -> str:
+    """Where the finished part lies."""
+    return join(run.staging, plan.attempt, part.name)
+
+
+def unfinished(run: Run, plan: Plan, parts: Iterable[Part]) -> list[Part]:
+    """The parts that are not staged yet."""
+    finished = {PurePosixPath(entry.image_uri).name for entry in run.storage.walk(join(run.staging, plan.attempt))}
+    return [part for part in parts if part.name not in finished]
+
+
+def remove_work(run: Run) -> None:
+    """Remove the plan first, then the manifest and what is staged: half removed, it must not look like work to take up."""
+    run.storage.remove(run.plan_file)
+    for folder in (run.manifest, run.staging):
+        run.storage.remove_folder(folder)
+
+
+def _manifest_file(run: Run, attempt: str, file: int) -> str:
+    return join(run.manifest, attempt, f"{file}.parquet")
+
+
+def _parts(due: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows cut into parts: small ones first, so that a short run keeps every process busy and a kill costs little."""
+    held, start = pa.table({}), 0
+    buffered: list[pa.Table] = []
+    for table in due:
+        buffered.append(table)
+        held = pa.concat_tables(buffered).combine_chunks()
+        while len(held) >= (size := _part_size(start)):
+            yield held.slice(0, size)
+            held, start = held.slice(size), start + size
+        buffered = [held]
+    if len(held):
+        yield held
+
+
+def _part_size(first_row: int) -> int:
+    """Rows of the part at a row; parts never reach over the end of a manifest file."""
+    size = min(max(first_row // 128, SMALLEST_PART), LARGEST_PART)
+    return min(size, ROWS_PER_FILE - first_row % ROWS_PER_FILE)
+
+
+def _plans(unnamed: Run) -> Iterator[tuple[str, Plan]]:
+    """The plans in the output that read, by their run ids."""
+    for entry in unnamed.storage.walk(join(unnamed.output, "_manifest")):
+        path = PurePosixPath(entry.image_uri)
+        if path.name == PLAN_FILE:
+            run = dataclasses.replace(unnamed, run_id=path.parent.name)
+            try:
+                plan = read_plan(run)
+            except UsageError:
+                continue
+            if plan:
+                yield run.run_id, plan
+
+
+def _check_same_request(run: Run) -> Run:
+    """The run with the date it was first started on."""
+    request, run_date = _recorded(run)
+    if request is None or run_date is None:
+        return run
+    if run.config.run_date and run_date != run.run_date:
+        raise UsageError(f"The run id {run.run_id} was used with another run date ({run_date}): choose another run id.")
+    different = [name for name, value in run.request.items() if request.get(name) != value]
     if different:
         name = different[0]
-        change = f"{recorded.get(name)!r}, now {run.request[name]!r}"
+        change = f"{request.get(name)!r}, now {run.request[name]!r}"
         raise UsageError(f"The run id {run.run_id} was used with another {name} ({change}): choose another run id.")
+    return dataclasses.replace(run, run_date=run_date)
 
 
-def _recorded_request(run: Run) -> dict[str, Any] | None:
-    """What this run id stood for before: kept beside the manifest, and in the published row once that is cleaned up."""
+def _recorded(run: Run) -> tuple[dict[str, Any] | None, datetime.date | None]:
+    """What this run id stood for before: in the published row, or in the plan while the run is unfinished."""
     try:
-        if run.request_file.exists():
-            return dict(json.loads(run.request_file.read_text(encoding="utf-8")))
-        if run.published:
-            row = pq.read_table(run.commit_file, columns=["config_json"]).to_pylist()[0]
-            return dict(json.loads(row["config_json"])["request"])
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        if run.is_published():
+            row = read_run(run)
+            return dict(json.loads(row["config_json"])["request"]), row["run_date"]
+        plan = read_plan(run)
+        return (plan.request, datetime.date.fromisoformat(plan.run_date)) if plan else (None, None)
+    except (ValueError, KeyError, pa.ArrowException) as error:
         raise UsageError(f"What the run id {run.run_id} stood for cannot be read ({error}): choose another run id.") from error
-    return None
+
+
+def read_run(run: Run) -> dict[str, Any]:
+    """The row of a published run."""
+    return dict(pq.read_table(pa.BufferReader(run.storage.read(run.commit_file))).to_pylist()[0])

@@ -1,24 +1,44 @@
-"""The chain of Ray Data calls from manifest to staging; everything about images is in `labeler`."""
+"""The chain of Ray Data calls that labels the parts of a plan; everything about images is in `labeler`."""
 
 from __future__ import annotations
 
+import faulthandler
 import gc
+import itertools
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fer_ray import bundle
+from fer_ray.errors import ImageError, StorageError
+from fer_ray.fetch import Fetcher
 from fer_ray.labeler import LabeledImage, Labeler
-from fer_ray.manifest import Run
+from fer_ray.manifest import Part, Plan, Run, open_manifest, staged_file
+from fer_ray.quarantine import survivors
+from fer_ray.schema import ImageEntry, Status
 from fer_ray.staging import staging_table
 
 PROGRESS_SECONDS = 5.0
+MOST_BLOCKS = 4000
+STARTS_BEFORE_QUARANTINE = 2
+SECONDS_PER_BATCH = 900
+
+
+class LabelsImages(Protocol):
+    """What turns fetched images into labeled ones; `benchmarks/scale.py` puts one in that does nothing."""
+
+    model_version: str
+
+    def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]: ...
 
 
 def connect() -> None:
@@ -27,57 +47,63 @@ def connect() -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
 
 
-def label_to_staging(run: Run, images: int, report_progress: Callable[[Counter[str], int], None]) -> None:
-    """Label every image of the manifest and leave one nested row for each in `run.staging`.
+def label_to_staging(
+    run: Run,
+    plan: Plan,
+    parts: Sequence[Part],
+    report_progress: Callable[[Counter[str], int], None],
+    make_labeler: Callable[[Run], LabelsImages] | None = None,
+) -> None:
+    """Label the images of the parts and leave one file for each part in staging, which makes the part finished.
 
     `report_progress` is called every few seconds with the counts so far (images, faces, failed) and the number of images.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.memory_usage_poll_interval_s = None  # reading the memory map of a process with TensorFlow every second slows it
-    context.use_datasource_v2 = False  # it starts an actor for each of many manifest files
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    workers = min(run.config.workers or cpus, cpus)
-    progress = ray.remote(num_cpus=0)(Progress).remote()
-    rows_per_block = max(32, min(512, images // (8 * workers)))
+    workers = min(run.config.workers or cpus, cpus, len(parts))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    progress = ray.remote(num_cpus=0, scheduling_strategy=here)(Progress).remote()
 
-    dataset = (
-        ray.data.read_parquet(str(run.manifest))
-        .repartition(target_num_rows_per_block=rows_per_block)
-        .map_batches(
-            LabelImages,
-            fn_constructor_args=(run, progress),
-            batch_size=min(run.config.batch_size, rows_per_block),
-            batch_format="pyarrow",
-            # An actor keeps one CPU busy but asks for half of one, or of a single CPU for nothing: with all CPUs taken, the
-            # tasks that read and write would never start.
-            compute=ray.data.ActorPoolStrategy(
-                size=min(workers, -(-images // 32)), max_tasks_in_flight_per_actor=2, max_concurrent_calls_per_actor=1
-            ),
-            num_cpus=0.5 if cpus > 1 else 0,
-        )
+    dataset = ray.data.from_items([vars(part) for part in parts], override_num_blocks=min(len(parts), MOST_BLOCKS)).map(
+        LabelPart,
+        fn_constructor_args=(run, plan, progress, make_labeler or FetchingLabeler),
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+        # An actor keeps one CPU busy but asks for half of one, or of a single CPU for nothing: when a node is lost, its
+        # actors must find room on the others.
+        num_cpus=0.5 if cpus > 1 else 0,
+        scheduling_strategy="SPREAD",
     )
-    writing: Future[None] = Future()
-    threading.Thread(target=_write, args=(dataset, str(run.staging), writing), daemon=True).start()
-    while not wait([writing], timeout=PROGRESS_SECONDS).done:
+    consuming: Future[None] = Future()
+    threading.Thread(target=_consume, args=(dataset, consuming), daemon=True).start()
+    images = sum(part.rows for part in parts)
+    while not wait([consuming], timeout=PROGRESS_SECONDS).done:
         report_progress(ray.get(progress.read.remote()), images)
-    writing.result()
+    consuming.result()
 
 
-def _write(dataset: ray.data.Dataset, path: str, writing: Future[None]) -> None:
+def _consume(dataset: ray.data.Dataset, consuming: Future[None]) -> None:
     """Run the chain in a daemon thread, so that an interrupt of the main thread ends the job at once."""
     try:
-        writing.set_result(dataset.write_parquet(path))
+        for _ in dataset.iter_internal_ref_bundles():
+            pass
+        consuming.set_result(None)
     except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
-        writing.set_exception(error)
+        consuming.set_exception(error)
 
 
 class Progress:
-    """Counts what the labeling processes have done, for display only; the true counts come from the published tables."""
+    """Counts what the labeling processes have done, for display only, and how often each part was begun."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.starts: Counter[int] = Counter()
+
+    def start(self, first_row: int) -> int:
+        self.starts[first_row] += 1
+        return self.starts[first_row]
 
     def add(self, counts: dict[str, int]) -> None:
         self.counts.update(counts)
@@ -86,25 +112,78 @@ class Progress:
         return self.counts
 
 
-class LabelImages:
-    """A Ray Data step: manifest rows in, the same images with their faces out."""
+class LabelPart:
+    """A Ray Data step: a part of the plan in, its staged file left behind, its name out.
 
-    def __init__(self, run: Run, progress: Any) -> None:
-        self.labeler = Labeler(run.model, run.config.labeling, threads=1)
+    Writing is part of the step, since a part has to be staged whole or not at all and under one name whoever labels it;
+    a part that is staged already, by a try that died later or by another process on the same run, is left alone.
+    """
+
+    def __init__(self, run: Run, plan: Plan, progress: Any, make_labeler: Callable[[Run], LabelsImages]) -> None:
+        self.run, self.plan, self.progress = run, plan, progress
+        self.labeler = make_labeler(run)
+        if self.labeler.model_version != run.model_version:
+            raise StorageError(f"The model {run.model} changed since the run was planned: start a new run.")
         self.provenance = {
             "model_version": run.model_version,
             "detector_version": run.config.labeling.detector_version,
             "run_id": run.run_id,
         }
-        self.progress = progress
+        self.manifest: tuple[int, pq.ParquetFile] = (-1, None)
         gc.freeze()  # what TensorFlow brought is there to stay; searching it for garbage again and again takes time
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        images = self.labeler.label(batch["image_uri"].to_pylist())
-        self.progress.add.remote(_counts(images))
-        return staging_table(batch, images, self.provenance)
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        part = Part(**row)
+        target = staged_file(self.run, self.plan, part)
+        if self.run.storage.find(target) is None:
+            manifest = self._read_manifest(part)
+            suspicious = ray.get(self.progress.start.remote(part.first_row)) > STARTS_BEFORE_QUARANTINE
+            images = list(self._label(manifest, suspicious))
+            with pa.BufferOutputStream() as buffer:
+                pq.write_table(staging_table(manifest, images, self.provenance), buffer, compression="zstd")
+                self.run.storage.write(target, buffer.getvalue().to_pybytes(), replace=False)
+        return row
+
+    def _read_manifest(self, part: Part) -> pa.Table:
+        if part.file != self.manifest[0]:
+            self.manifest = part.file, open_manifest(self.run, self.plan, part.file)
+        return self.manifest[1].read_row_group(part.group)
+
+    def _label(self, manifest: pa.Table, suspicious: bool) -> Iterator[LabeledImage]:
+        entries = [ImageEntry(**{k: v for k, v in row.items() if k != "row_number"}) for row in manifest.to_pylist()]
+        for start in range(0, len(entries), self.run.config.batch_size):
+            batch = entries[start : start + self.run.config.batch_size]
+            faulthandler.dump_traceback_later(SECONDS_PER_BATCH, exit=True)  # a codec that hangs must not stop the night
+            images = self.labeler.label_entries(batch, suspicious)
+            faulthandler.cancel_dump_traceback_later()
+            self.progress.add.remote(_counts(images))
+            yield from images
 
 
-def _counts(images: list[LabeledImage]) -> dict[str, int]:
+class FetchingLabeler:
+    """Fetches images ahead and labels them; those of a part that ended its process twice go through quarantine first."""
+
+    def __init__(self, run: Run) -> None:
+        self.config = run.config.labeling
+        with bundle.local_copy(run.storage, run.model) as folder:
+            self.labeler = Labeler(folder, self.config, threads=1)
+        self.model_version = self.labeler.model_version
+        self.fetcher = Fetcher(run.storage, self.config.max_file_megabytes)
+
+    def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]:
+        fetched = self.fetcher.fetch(entries)
+        return self.labeler.label(self._harmless(fetched) if suspicious else fetched)
+
+    def _harmless(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
+        kept, tried = itertools.tee(fetched)
+        survived = survivors((image for image in tried if isinstance(image, bytes)), self.config)
+        for image in kept:
+            if isinstance(image, bytes) and not next(survived):
+                yield ImageError(Status.UNDECODABLE, "The image ended the process that decoded it.")
+            else:
+                yield image
+
+
+def _counts(images: Sequence[LabeledImage]) -> dict[str, int]:
     faces = sum(len(image.faces) for image in images)
     return {"images": len(images), "faces": faces, "failed": sum(image.error is not None for image in images)}

@@ -5,20 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
-import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 
 from fer_ray.decoder import decode
-from fer_ray.errors import ImageError
+from fer_ray.errors import ImageError, StorageError
+from fer_ray.listing import read_image_named
 from fer_ray.manifest import Run
-from fer_ray.storage import read_image, written_whole
+from fer_ray.publish import table_file
+from fer_ray.storage import join
 
 UInt8Array = npt.NDArray[np.uint8]
 TILE = 480
@@ -54,16 +53,11 @@ def summary(run: Run, row: dict[str, Any]) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "status": row["status"],
-        "output": str(run.output),
+        "output": run.output,
         **{key: row[key] for key in SUMMARY_KEYS},
         "images_per_second": round(row["images_per_second"], 2),
         "model_version": row["model_version"],
     }
-
-
-def read_run(run: Run) -> dict[str, Any]:
-    """The row of a published run."""
-    return dict(pq.read_table(run.commit_file).to_pylist()[0])
 
 
 def top_errors(counts: Counter[str]) -> dict[str, int]:
@@ -73,7 +67,7 @@ def top_errors(counts: Counter[str]) -> dict[str, int]:
 
 def print_summary(run: Run, row: dict[str, Any], counts: Counter[str], seconds: float) -> None:
     """A few lines about the run on standard output."""
-    print(f"{row['images_total']:,} images in {seconds:.1f} s, {row['images_per_second']:.1f} images/s with start-up")
+    print(f"{row['images_total']:,} images ({seconds:.1f} s of labeling now, {row['images_per_second']:.1f} images/s with start-up)")
     print(f"  {row['images_ok']:,} with faces, {row['images_no_face']:,} without, {row['images_failed']:,} failed")
     print(f"  {row['faces_total']:,} faces ({row['faces_left_out']:,} more left out: too small or too doubtful)")
     emotions = [(key.removeprefix("emotion:"), n) for key, n in counts.most_common() if key.startswith("emotion:")]
@@ -84,23 +78,35 @@ def print_summary(run: Run, row: dict[str, Any], counts: Counter[str], seconds: 
     print(f"tables: {run.output}/images, {run.output}/faces, {run.output}/runs", flush=True)
 
 
-def draw_picture(run: Run, most: int) -> Path:
-    """Draw boxes and labels into a sheet of the first images that have faces; gives its path."""
-    files = sorted((run.output / "faces" / f"run_date={run.run_date.isoformat()}").glob(f"{run.run_id}-*.parquet"))
-    columns = ["image_uri", "bbox_x", "bbox_y", "bbox_width", "bbox_height", "emotion", "confidence"]
-    faces = pds.dataset([str(file) for file in files]).head(most * 50, columns=columns)
+def draw_picture(run: Run, most: int) -> str:
+    """Draw boxes and labels into a sheet of the first images that have faces; gives its address."""
     tiles = []
-    for uri in pc.unique(faces["image_uri"]).to_pylist()[:most]:
-        rows = faces.filter(pc.equal(faces["image_uri"], uri)).to_pylist()
+    for uri, rows in _first_faces(run, most).items():
         try:
-            decoded = decode(read_image(uri, run.config.labeling.max_file_megabytes), run.config.labeling.max_megapixels, TILE)
-        except ImageError:
+            content = read_image_named(run.storage, uri, run.config.labeling.max_file_megabytes)
+            decoded = decode(content, run.config.labeling.max_megapixels, TILE)
+        except (ImageError, StorageError):
             continue  # it was there when it was labeled
         tiles.append(_tile(decoded.pixels, decoded.scale, rows))
-    path = run.output / "reports" / run.run_id / "faces.jpg"
-    with written_whole(path) as file:
-        cv2.imwrite(str(file), _sheet(tiles))
-    return path
+    target = join(run.output, "reports", run.run_id, "faces.jpg")
+    run.storage.write(target, cv2.imencode(".jpg", _sheet(tiles))[1].tobytes())
+    return target
+
+
+def _first_faces(run: Run, most: int) -> dict[str, list[dict[str, Any]]]:
+    """The faces of the first images that have any, by image_uri."""
+    faces: dict[str, list[dict[str, Any]]] = {}
+    columns = ["image_uri", "bbox_x", "bbox_y", "bbox_width", "bbox_height", "emotion", "confidence"]
+    file = table_file(run, "faces", 0)
+    if run.storage.find(file) is None:
+        return faces
+    with run.storage.open(file, read_ahead=1 << 16) as opened:
+        for batch in pq.ParquetFile(opened).iter_batches(1024, columns=columns):
+            for row in batch.to_pylist():
+                if row["image_uri"] not in faces and len(faces) == most:
+                    return faces
+                faces.setdefault(row["image_uri"], []).append(row)
+    return faces
 
 
 def _tile(pixels: UInt8Array, scale: float, faces: list[dict[str, Any]]) -> UInt8Array:

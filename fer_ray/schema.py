@@ -1,6 +1,8 @@
 """The names and types of everything written: emotions, statuses, and the pyarrow schemas of the tables."""
 
+import datetime
 import hashlib
+from dataclasses import dataclass
 from enum import StrEnum
 
 import pyarrow as pa
@@ -30,6 +32,21 @@ class Status(StrEnum):
     TOO_LARGE = "too_large"
 
 
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """One listed image. What cannot even be looked at has no size; its row will say why it is unreadable.
+
+    An image inside a tar archive lies `data_offset` bytes into `archive_uri`; its etag and time are the archive's.
+    """
+
+    image_uri: str
+    size_bytes: int | None
+    modified_at: datetime.datetime | None
+    etag: str | None = None
+    archive_uri: str | None = None
+    data_offset: int | None = None
+
+
 def emotion_of(name: str) -> str | None:
     """The canonical emotion for a spelling such as `Angry`, `anger` or `happiness`; None when it names no emotion."""
     return _EMOTION_OF.get(name.strip().lower())
@@ -52,15 +69,17 @@ _PROVENANCE = [
     _required("schema_version", pa.int32()),
 ]
 
-MANIFEST = pa.schema(
+LISTING = pa.schema(
     [
-        _required("row_number", pa.int64()),
         _required("image_uri", pa.string()),
         pa.field("size_bytes", pa.int64()),
         pa.field("modified_at", _TIMESTAMP),
         pa.field("etag", pa.string()),
+        pa.field("archive_uri", pa.string()),
+        pa.field("data_offset", pa.int64()),
     ]
 )
+MANIFEST = pa.schema([_required("row_number", pa.int64()), *LISTING])
 
 _FACE_FIELDS = [
     _required("face_index", pa.int32()),

@@ -1,143 +1,152 @@
-"""The one way to open what users name: list images, read them, and write so that a name stands only for a whole file."""
+"""The one way to open what users name, in folders and in S3: list it, read it, write it so that a name stands for a whole file."""
 
 from __future__ import annotations
 
 import datetime
+import io
 import os
-import stat
 import tempfile
-import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fer_ray.errors import ImageError, UsageError
-from fer_ray.schema import Status
+from fer_ray.errors import AccessError, ImageError, TooLargeError, UsageError
+from fer_ray.folders import FolderStore
+from fer_ray.schema import ImageEntry, Status
 
-_RAW_NAME_PREFIX = "file://"
+if TYPE_CHECKING:
+    from fer_ray.s3 import ObjectStore
+
+S3 = "s3://"
+MAX_SMALL_FILE = 256 << 20
 
 
 @dataclass(frozen=True)
-class ImageEntry:
-    """One listed file. A file that cannot even be looked at has no size; its row will say why it is unreadable."""
+class Storage:
+    """Folders of this machine, and S3 at `s3_endpoint` (empty: AWS, or what AWS_ENDPOINT_URL names).
 
-    image_uri: str
-    size_bytes: int | None
-    modified_at: datetime.datetime | None
-    etag: str | None = None
+    It holds no connection and no secret: any process can be given one.
+    """
+
+    s3_endpoint: str = ""
+
+    def _of(self, uri: str) -> FolderStore | ObjectStore:
+        if not uri.startswith(S3):
+            return FolderStore()
+        from fer_ray.s3 import ObjectStore  # boto3 takes a while to load
+
+        return ObjectStore(self.s3_endpoint)
+
+    def walk(self, folder: str, excluded: str | None = None) -> Iterator[ImageEntry]:
+        """Every file below `folder` but not below `excluded`, in the order of their names' bytes; memory stays flat."""
+        return self._of(folder).walk(folder, excluded)
+
+    def find(self, uri: str) -> ImageEntry | None:
+        """What is known about a file without reading it; None where there is none."""
+        return self._of(uri).find(uri)
+
+    def read(self, uri: str, limit: float = MAX_SMALL_FILE) -> bytes:
+        """A whole file of up to `limit` bytes.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            StorageError: it is larger, or cannot be read.
+        """
+        return self._of(uri).read(uri, limit)
+
+    def read_part(self, uri: str, start: int, length: int, limit: float, etag: str | None = None) -> bytes:
+        """`length` bytes from `start`, as `read`; with `etag`, only while the object has that one."""
+        return self._of(uri).read(uri, limit, start, length, etag)
+
+    def open(self, uri: str, read_ahead: int = 8 << 20) -> io.BufferedReader:
+        """The file for reading and seeking, in steps of at least `read_ahead` bytes."""
+        return self._of(uri).open(uri, read_ahead)
+
+    def write(self, uri: str, content: bytes, replace: bool = True) -> bool:
+        """Store the bytes, whole or not at all; False where the name is taken and `replace` is off."""
+        return self._of(uri).write(uri, content, replace)
+
+    @contextmanager
+    def written_whole(self, uri: str) -> Iterator[Path]:
+        """A temporary path to write to that becomes `uri` at the end, or leaves nothing when the block raises."""
+        store = self._of(uri)
+        if isinstance(store, FolderStore):
+            temporary = store.temporary_for(uri)
+            try:
+                yield temporary
+                store.upload(temporary, uri)
+            finally:
+                temporary.unlink(missing_ok=True)
+        else:
+            with tempfile.TemporaryDirectory(prefix="fer-ray-") as folder:
+                temporary = Path(folder) / "file"
+                yield temporary
+                store.upload(temporary, uri)
+
+    def remove(self, *uris: str) -> None:
+        """Delete files; those that are gone already are none the less gone."""
+        for uri in uris:
+            self._of(uri).remove([uri])
+
+    def remove_folder(self, folder: str) -> None:
+        """Delete everything below a folder."""
+        store = self._of(folder)
+        if isinstance(store, FolderStore):
+            store.remove_folder(folder)
+        else:
+            store.remove(entry.image_uri for entry in store.walk(folder, excluded=None))
+
+    def tidy(self, folder: str, before: datetime.datetime) -> None:
+        """Remove half-written files and uploads that were left before then."""
+        self._of(folder).tidy(folder, before)
+
+    def check_writable(self, folder: str) -> None:
+        """Make sure that a folder can be written; leaves nothing.
+
+        Raises:
+            StorageError: it cannot.
+        """
+        self._of(folder).check_writable(folder)
+
+    def read_image(self, entry: ImageEntry, max_megabytes: float) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            ImageError: `unreadable` with the reason, or `too_large` when there are more than `max_megabytes`.
+            StorageError: nothing can be read with these credentials or from this bucket.
+        """
+        limit = max_megabytes * 1e6
+        try:
+            if entry.archive_uri is None or entry.data_offset is None:
+                return self.read(entry.image_uri, limit)
+            return self.read_part(entry.archive_uri, entry.data_offset, entry.size_bytes or 0, limit, entry.etag)
+        except FileNotFoundError as error:
+            raise ImageError(Status.UNREADABLE, "The file cannot be read (it does not exist any more).") from error
+        except TooLargeError as error:
+            raise ImageError(Status.TOO_LARGE, f"The file has {error.size:,} bytes, the limit is {max_megabytes:g} megabytes.") from error
+        except AccessError as error:
+            raise ImageError(Status.UNREADABLE, f"The file cannot be read ({error.reason}).") from error
 
 
-def local_folder(path: str, what: str) -> Path:
-    """The absolute path of an existing folder named by a user; `what` names it in the error.
+def absolute(uri: str, what: str) -> str:
+    """The address as it stands in S3, the absolute path otherwise; `what` names it in the error.
 
     Raises:
-        UsageError: it is missing, no folder, or cannot be listed.
+        UsageError: it is neither a path nor an s3:// address.
     """
-    folder = Path(path).absolute()
-    if "://" in path:
-        raise UsageError(f"The {what} {path} is not a local folder, which is all that this version reads.")
-    try:
-        with os.scandir(folder):
-            pass
-    except OSError as error:
-        raise UsageError(f"The {what} {path} cannot be listed ({error.strerror}): name an existing folder.") from error
-    return folder
+    if uri.startswith(S3):
+        from fer_ray.s3 import split
+
+        bucket, key = split(uri)
+        return f"{S3}{bucket}/{key}"
+    if "://" in uri:
+        scheme = uri.partition("://")[0]
+        raise UsageError(f"The {what} is a {scheme}:// address, which is not supported: give a folder or s3://bucket/prefix.")
+    return os.path.abspath(uri)
 
 
-def check_writable(path: str, what: str) -> Path:
-    """The absolute path of a folder that can be written, or of one that can be made; makes nothing.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    if "://" in path:
-        raise UsageError(f"The {what} {path} is not a local folder, which is all that this version writes.")
-    folder = Path(path).absolute()
-    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
-    if not existing.is_dir():
-        raise UsageError(f"The {what} {path} cannot be written ({existing} is no folder): name another folder.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"The {what} {path} cannot be written (permission denied for {existing}): name another folder.")
-    return folder
-
-
-def walk_images(folder: Path, excluded: Path) -> Iterator[ImageEntry]:
-    """Every file below `folder` but not below `excluded`, in the order of the bytes of the paths; memory stays flat.
-
-    Links to files are followed, links to folders are not. A folder that cannot be listed is an entry of its own, so that
-    its images are not lost without a trace.
-    """
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=_sort_key)
-    except OSError:
-        yield ImageEntry(uri_of_path(str(folder)), None, None)
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            if Path(entry.path) != excluded:
-                yield from walk_images(Path(entry.path), excluded)
-        elif not entry.is_dir():
-            yield _image_entry(entry)
-
-
-def uri_of_path(path: str) -> str:
-    """The path itself where it is valid text; otherwise a percent-encoded file:// URI, so that any name fits a string column."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return _RAW_NAME_PREFIX + urllib.parse.quote(os.fsencode(path))
-    return path
-
-
-def path_of_uri(image_uri: str) -> str:
-    """What `uri_of_path` made the URI from."""
-    if image_uri.startswith(_RAW_NAME_PREFIX):
-        return os.fsdecode(urllib.parse.unquote_to_bytes(image_uri[len(_RAW_NAME_PREFIX) :]))
-    return image_uri
-
-
-def read_image(image_uri: str, max_megabytes: float) -> bytes:
-    """The bytes of an image.
-
-    Raises:
-        ImageError: `unreadable` with the reason, or `too_large` when the file is larger than `max_megabytes`.
-    """
-    try:
-        descriptor = os.open(path_of_uri(image_uri), os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer must not block
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise ImageError(Status.UNREADABLE, "The file cannot be read (it is no regular file).")
-            if found.st_size > max_megabytes * 1e6:
-                raise ImageError(Status.TOO_LARGE, f"The file has {found.st_size:,} bytes, the limit is {max_megabytes:g} megabytes.")
-            return file.read()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ImageError(Status.UNREADABLE, f"The file cannot be read ({reason}).") from error
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path to write to that takes the name `path` at the end, or leaves nothing when the block raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="_writing-", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-
-
-def _sort_key(entry: os.DirEntry[str]) -> bytes:
-    return os.fsencode(entry.name) + (b"/" if entry.is_dir(follow_symlinks=False) else b"")
-
-
-def _image_entry(entry: os.DirEntry[str]) -> ImageEntry:
-    image_uri = uri_of_path(entry.path)
-    try:
-        found = entry.stat()
-    except OSError:
-        return ImageEntry(image_uri, None, None)
-    return ImageEntry(image_uri, found.st_size, datetime.datetime.fromtimestamp(found.st_mtime, datetime.UTC))
+def join(folder: str, *names: str) -> str:
+    """The address of something in a folder."""
+    return "/".join([folder.rstrip("/"), *names])

@@ -1,0 +1,217 @@
+"""Files and folders of this machine, with the same methods as `s3.ObjectStore`."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import os
+import shutil
+import stat
+import urllib.parse
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
+from fer_ray.schema import ImageEntry
+
+WRITING = "_writing-"
+_RAW_NAME_PREFIX = "file://"
+
+
+class FolderStore:
+    """Paths, or percent-encoded file:// URIs where a name is no valid text. A name stands for a whole file only."""
+
+    def walk(self, folder: str, excluded: str | None) -> Iterator[ImageEntry]:
+        """Every file below `folder` but not below `excluded`, in the order of the bytes of the paths; memory stays flat.
+
+        Links to files are followed, links to folders are not. A folder that cannot be listed is an entry of its own, so
+        that its images are not lost without a trace; a file that cannot be looked at is one without a size.
+        """
+        return _walk(Path(path_of_uri(folder)), Path(path_of_uri(excluded)) if excluded else None)
+
+    def find(self, uri: str) -> ImageEntry | None:
+        """The file without its contents; None where there is none (or a folder)."""
+        path = path_of_uri(uri)
+        try:
+            found = os.stat(path)  # noqa: PTH116 - pathlib would not take a name that is no text
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise _access_error(uri, "read", error) from error
+        return None if stat.S_ISDIR(found.st_mode) else _entry(path, found)
+
+    def read(self, uri: str, limit: float, start: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
+        """The file, or `length` bytes of it from `start`; files have no `etag`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            TooLargeError: more than `limit` bytes would have to be read; they were not.
+            AccessError: it cannot be read.
+        """
+        try:
+            descriptor = os.open(path_of_uri(uri), os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer must not block
+            with os.fdopen(descriptor, "rb") as file:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode):
+                    raise AccessError(f"{uri} is no regular file: name another one.", "it is no regular file")
+                size = found.st_size if length is None else length
+                if size > limit:
+                    raise TooLargeError(size)
+                file.seek(start)
+                return file.read() if length is None else file.read(length)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            raise _access_error(uri, "read", error) from error
+
+    def open(self, uri: str, read_ahead: int) -> io.BufferedReader:
+        """The file for reading."""
+        return io.BufferedReader(io.FileIO(path_of_uri(uri)), read_ahead)
+
+    def write(self, uri: str, content: bytes, replace: bool) -> bool:
+        """Store the bytes; gives False and leaves the file alone where it is there already and `replace` is off."""
+        path = Path(path_of_uri(uri))
+        temporary = self.temporary_for(uri)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+            return self._take_name(temporary, path, replace)
+        except OSError as error:
+            raise _access_error(uri, "written", error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def temporary_for(self, uri: str) -> Path:
+        """A path beside the file, on the same file system, that no reader looks at."""
+        parent = Path(path_of_uri(uri)).parent
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _access_error(str(parent), "made", error) from error
+        return parent / f"{WRITING}{uuid.uuid4().hex}"
+
+    def upload(self, path: Path, uri: str) -> None:
+        """Give a file that `temporary_for` named its final name."""
+        try:
+            self._take_name(path, Path(path_of_uri(uri)), replace=True)
+        except OSError as error:
+            raise _access_error(uri, "written", error) from error
+
+    def remove(self, uris: Iterable[str]) -> None:
+        """Delete files, and the folders that are empty then."""
+        for uri in uris:
+            path = Path(path_of_uri(uri))
+            path.unlink(missing_ok=True)
+
+    def remove_folder(self, folder: str) -> None:
+        """Delete a folder with everything in it; one that is gone, or goes meanwhile, is none the less gone."""
+        shutil.rmtree(path_of_uri(folder), ignore_errors=True)
+
+    def tidy(self, folder: str, before: datetime.datetime) -> None:
+        """Remove what killed writers left since before then."""
+        for entry in self.walk(folder, excluded=None):
+            if Path(entry.image_uri).name.startswith(WRITING) and entry.modified_at and entry.modified_at < before:
+                Path(entry.image_uri).unlink(missing_ok=True)
+
+    def check_writable(self, folder: str) -> None:
+        """Make sure that a folder can be written, or made; makes nothing.
+
+        Raises:
+            StorageError: it cannot.
+        """
+        path = Path(folder)
+        existing = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
+        if not existing.is_dir():
+            raise StorageError(f"The folder {folder} cannot be written ({existing} is no folder): name another folder.")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise StorageError(f"The folder {folder} cannot be written (permission denied for {existing}): name another folder.")
+
+    def check_listable(self, folder: str) -> None:
+        """Make sure that a folder is there and can be listed.
+
+        Raises:
+            UsageError: it is not.
+        """
+        try:
+            with os.scandir(path_of_uri(folder)):
+                pass
+        except (OSError, ValueError) as error:
+            raise UsageError(f"The folder {folder} cannot be listed ({_reason(error)}): name an existing one.") from error
+
+    def _take_name(self, temporary: Path, path: Path, replace: bool) -> bool:
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        if replace:
+            temporary.replace(path)
+        else:
+            try:
+                os.link(temporary, path)  # fails where the name is taken, which renaming does not
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links
+                if path.exists():
+                    return False
+                temporary.replace(path)
+        _sync_folder(path.parent)
+        return True
+
+
+def uri_of_path(path: str) -> str:
+    """The path itself where it is valid text; otherwise a percent-encoded file:// URI, so that any name fits a string column."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return _RAW_NAME_PREFIX + urllib.parse.quote(os.fsencode(path))
+    return path
+
+
+def path_of_uri(uri: str) -> str:
+    """What `uri_of_path` made the URI from."""
+    if uri.startswith(_RAW_NAME_PREFIX):
+        return os.fsdecode(urllib.parse.unquote_to_bytes(uri[len(_RAW_NAME_PREFIX) :]))
+    return uri
+
+
+def _walk(folder: Path, excluded: Path | None) -> Iterator[ImageEntry]:
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=_sort_key)
+    except OSError:
+        yield ImageEntry(uri_of_path(str(folder)), None, None)
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            if Path(entry.path) != excluded:
+                yield from _walk(Path(entry.path), excluded)
+        elif not entry.is_dir():
+            try:
+                yield _entry(entry.path, entry.stat())
+            except OSError:
+                yield ImageEntry(uri_of_path(entry.path), None, None)
+
+
+def _sort_key(entry: os.DirEntry[str]) -> bytes:
+    return os.fsencode(entry.name) + (b"/" if entry.is_dir(follow_symlinks=False) else b"")
+
+
+def _entry(path: str, found: os.stat_result) -> ImageEntry:
+    modified_at = datetime.datetime.fromtimestamp(found.st_mtime, datetime.UTC)
+    return ImageEntry(uri_of_path(path), found.st_size, modified_at)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name survives a power failure only once its folder is on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _access_error(uri: str, what: str, error: BaseException) -> AccessError:
+    return AccessError(f"{uri} cannot be {what} ({_reason(error)}): check the path, the permissions and the space left.", _reason(error))

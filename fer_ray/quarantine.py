@@ -1,0 +1,91 @@
+"""Which images end the process that looks at them: each is tried in a process of its own that may die.
+
+    python -m fer_ray.quarantine <settings as JSON>
+
+reads images on standard input, each behind its length in eight bytes, and answers every one it survives with a byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import selectors
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from typing import IO, cast
+
+from fer_ray.config import LabelingConfig
+
+SECONDS_PER_IMAGE = 60.0
+SURVIVED = b"."
+
+
+def survivors(images: Iterable[bytes], config: LabelingConfig, seconds: float = SECONDS_PER_IMAGE) -> Iterator[bool]:
+    """For each image: whether it can be decoded and searched for faces without a crash, within so many seconds."""
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        for image in images:
+            if process is None:
+                process = _start(config)
+            survived = _try(process, image, seconds)
+            yield survived
+            if not survived:
+                process.kill()
+                process.wait()
+                process = None
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+
+
+def _start(config: LabelingConfig) -> subprocess.Popen[bytes]:
+    settings = json.dumps(dataclasses.asdict(config))
+    command = [sys.executable, "-m", "fer_ray.quarantine", settings]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    if not _answers(process, 10 * SECONDS_PER_IMAGE):
+        raise RuntimeError("The quarantine process does not start: see whether python -m fer_ray.quarantine runs.")
+    return process
+
+
+def _try(process: subprocess.Popen[bytes], image: bytes, seconds: float) -> bool:
+    try:
+        stdin = cast("IO[bytes]", process.stdin)
+        stdin.write(len(image).to_bytes(8, "big") + image)
+        stdin.flush()
+    except OSError:
+        return False
+    return _answers(process, seconds)
+
+
+def _answers(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    stdout = cast("IO[bytes]", process.stdout)
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ)
+        return bool(selector.select(seconds)) and stdout.read(1) == SURVIVED
+
+
+def _serve(settings: str, images: IO[bytes], answers: IO[bytes]) -> None:
+    from fer_ray.decoder import decode
+    from fer_ray.detector import FaceDetector
+    from fer_ray.errors import ImageError
+
+    config = LabelingConfig(**json.loads(settings))
+    detector = FaceDetector(config.detector_side, config.min_face_score, threads=1)
+    while True:
+        answers.write(SURVIVED)
+        answers.flush()
+        header = images.read(8)
+        if len(header) < 8:
+            return
+        try:
+            detector.detect(decode(images.read(int.from_bytes(header, "big")), config.max_megapixels, config.detector_side * 3 // 2).pixels)
+        except ImageError:
+            continue
+        except Exception:  # noqa: BLE001, S112 - the labeler records it; here only survival counts
+            continue
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], sys.stdin.buffer, sys.stdout.buffer)
