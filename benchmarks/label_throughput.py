@@ -24,7 +24,7 @@ from pathlib import Path
 
 import cv2
 
-from fer_ray import demo, storage
+from fer_ray import demo
 
 ROOT = Path(__file__).parents[1]
 BENCH_PYTHON = ROOT / ".bench-venv" / "bin" / "python"
@@ -133,7 +133,7 @@ def draw_photographs(folder: Path, large: bool) -> list[Path]:
     """Portraits of 250 x 250, or photographs of 1632 x 1224, from the demo pictures; each a little different."""
     folder.mkdir()
     for entry in demo.images():
-        picture = cv2.imread(storage.path_of_uri(entry.image_uri))
+        picture = cv2.imread(entry.image_uri)
         if picture is None:
             continue
         for number in range(8):

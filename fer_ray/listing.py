@@ -145,12 +145,14 @@ def _batch(columns: dict[str, list[Any]]) -> pa.RecordBatch:
 
 
 def _files(storage: Storage, uri: str, excluded: str) -> Iterator[ImageEntry]:
-    """A single file, or everything below a folder or prefix."""
-    found = None if uri.endswith("/") else storage.find(uri)
+    """Everything below a folder or prefix, or a single file; in S3 both may be there."""
+    found = None if uri.startswith(S3) else storage.find(uri)
+    if found is None:
+        yield from storage.walk(uri, excluded)
+    if uri.startswith(S3) and not uri.endswith("/"):
+        found = storage.find(uri)
     if found:
         yield found
-    if uri.startswith(S3) or not found:
-        yield from storage.walk(uri, excluded)
 
 
 def _archive_of(uri: str) -> str | None:

@@ -74,7 +74,6 @@ def label_to_staging(
         # An actor keeps one CPU busy but asks for half of one, or of a single CPU for nothing: when a node is lost, its
         # actors must find room on the others.
         num_cpus=0.5 if cpus > 1 else 0,
-        scheduling_strategy="SPREAD",
     )
     consuming: Future[None] = Future()
     threading.Thread(target=_consume, args=(dataset, consuming), daemon=True).start()

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
+from stores import S3Server
+
 from fer_ray import demo
 from fer_ray.decoder import UInt8Array
 from fer_ray.labeler import Labeler
@@ -20,7 +22,16 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def s3_server() -> Iterator[S3Server]:
+    """An S3-compatible store; its credentials are in the environment from now on, also in that of Ray's workers."""
+    server = S3Server()
+    os.environ.update(server.environment)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server: S3Server) -> Iterator[None]:
     import ray
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

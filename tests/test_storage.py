@@ -1,19 +1,25 @@
-"""Every file is listed once, in order, whatever its name; and a name stands only for a whole file."""
+"""Every file is listed once, in order, whatever its name; a name stands only for a whole file; in folders and in S3."""
 
 import os
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from stores import FaultyProxy, S3Server
 
 from fer_ray import storage
-from fer_ray.errors import ImageError, UsageError
-from fer_ray.schema import Status
+from fer_ray.errors import AccessError, ImageError, StorageError, UsageError
+from fer_ray.schema import ImageEntry, Status
+from fer_ray.storage import Storage, join
 
 ODD_NAMES = [
     "a b.jpg",
     "ünï\u2028.jpg",
     "a+b%20.jpg",
+    "a%2Fb.jpg",
     "#.jpg",
+    "q?x=1&y.jpg",
     "a-b/x.jpg",
     "a/b.jpg",
     "a.jpg",
@@ -21,6 +27,15 @@ ODD_NAMES = [
     "line\nbreak.jpg",
     "s3:/x.jpg",
 ]
+ODD_KEYS = [*ODD_NAMES, "two//slashes.jpg", "/leading.jpg", "ends in/"]
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> str:
+    """A bucket of its own."""
+    name = f"b{uuid.uuid4().hex[:12]}"
+    s3_server.client().create_bucket(Bucket=name)
+    return name
 
 
 def test_odd_names_are_listed_in_the_order_of_their_bytes_and_read_back(tmp_path: Path) -> None:
@@ -32,13 +47,30 @@ def test_odd_names_are_listed_in_the_order_of_their_bytes_and_read_back(tmp_path
     Path(os.fsdecode(raw)).write_bytes(b"raw")
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "images.parquet").touch()
-    entries = list(storage.walk_images(tmp_path, excluded=tmp_path / "tables"))
+    entries = list(Storage().walk(str(tmp_path), excluded=str(tmp_path / "tables")))
     uris = [entry.image_uri for entry in entries]
     assert uris[:-1] == sorted((str(tmp_path / name) for name in ODD_NAMES), key=os.fsencode)
-    assert [storage.read_image(uri, 1) for uri in uris[:-1]] == [contents[os.path.relpath(uri, tmp_path)] for uri in uris[:-1]]
+    assert [Storage().read(uri) for uri in uris[:-1]] == [contents[os.path.relpath(uri, tmp_path)] for uri in uris[:-1]]
     assert uris[-1].startswith("file://")
     assert uris[-1].encode()
-    assert storage.read_image(uris[-1], 1) == b"raw"
+    assert Storage().read(uris[-1]) == b"raw"
+
+
+def test_odd_keys_of_more_than_one_page_are_listed_in_order_and_read_back(s3_server: S3Server, bucket: str) -> None:
+    client = s3_server.client()
+    for key in [*ODD_KEYS, *(f"many/{n:04d}" for n in range(1010)), "tables/images.parquet"]:
+        client.put_object(Bucket=bucket, Key=f"in/{key}", Body=key.encode())
+    store = Storage(s3_server.endpoint)
+    entries = list(store.walk(f"s3://{bucket}/in", excluded=f"s3://{bucket}/in/tables"))
+    found = [entry.image_uri.removeprefix(f"s3://{bucket}/in/") for entry in entries]
+    assert found == sorted([*ODD_KEYS, *(f"many/{n:04d}" for n in range(1010))], key=str.encode)
+    assert all(entry.etag and '"' not in entry.etag and entry.modified_at and entry.size_bytes is not None for entry in entries)
+    for key in ODD_KEYS:
+        assert store.read(f"s3://{bucket}/in/{key}") == key.encode()
+        assert store.find(f"s3://{bucket}/in/{key}") is not None
+    assert [entry.image_uri for entry in store.walk(f"s3://{bucket}/in/many/000")] == []
+    store.remove_folder(f"s3://{bucket}/in/many")
+    assert len(list(store.walk(f"s3://{bucket}/in"))) == len(ODD_KEYS) + 1
 
 
 def test_what_cannot_be_read_is_an_entry_and_a_status(tmp_path: Path) -> None:
@@ -46,30 +78,101 @@ def test_what_cannot_be_read_is_an_entry_and_a_status(tmp_path: Path) -> None:
     (tmp_path / "broken link").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "large").write_bytes(bytes(2_000_000))
-    entries = {Path(entry.image_uri).name: entry for entry in storage.walk_images(tmp_path, excluded=tmp_path / "none")}
+    entries = {Path(entry.image_uri).name: entry for entry in Storage().walk(str(tmp_path))}
     assert sorted(entries) == ["broken link", "large", "pipe"]
     for name, status in {"pipe": Status.UNREADABLE, "broken link": Status.UNREADABLE, "large": Status.TOO_LARGE}.items():
         with pytest.raises(ImageError) as caught:
-            storage.read_image(entries[name].image_uri, max_megabytes=1)
+            Storage().read_image(entries[name], max_megabytes=1)
         assert caught.value.status == status
 
 
-def test_a_failed_write_leaves_no_file_under_the_name(tmp_path: Path) -> None:
-    target = tmp_path / "folder" / "table.parquet"
-    with pytest.raises(RuntimeError), storage.written_whole(target) as file:
+def test_an_object_that_cannot_be_had_is_a_status_and_wrong_credentials_are_the_end(
+    s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = s3_server.client()
+    for key, size in {"forbidden.jpg": 10, "large.jpg": 2_000_000}.items():
+        client.put_object(Bucket=bucket, Key=key, Body=bytes(size))
+    statuses = {"vanished.jpg": Status.UNREADABLE, "forbidden.jpg": Status.UNREADABLE, "large.jpg": Status.TOO_LARGE}
+    for key, status in statuses.items():
+        with pytest.raises(ImageError) as caught:
+            Storage(s3_server.endpoint).read_image(ImageEntry(f"s3://{bucket}/{key}", None, None), max_megabytes=1)
+        assert caught.value.status == status
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    wrong = Storage(s3_server.endpoint + "/")  # another address, so another client
+    for use in (
+        lambda: wrong.read_image(ImageEntry(f"s3://{bucket}/large.jpg", None, None), 10),
+        lambda: list(wrong.walk(f"s3://{bucket}")),
+        lambda: wrong.write(f"s3://{bucket}/new", b""),
+    ):
+        with pytest.raises(StorageError, match=r"refuses the credentials .*SignatureDoesNotMatch.*check the AWS") as refused:
+            use()
+        assert "not-the-secret" not in str(refused.value)
+
+
+def test_a_store_that_fails_now_and_then_is_read_and_written_in_full(s3_server: S3Server, bucket: str) -> None:
+    proxy = FaultyProxy(s3_server.endpoint, share=0.2)
+    try:
+        store = Storage(proxy.endpoint)
+        contents = {f"s3://{bucket}/{n:02d}": os.urandom(30_000) for n in range(40)}
+        for uri, content in contents.items():
+            assert store.write(uri, content)
+        assert [entry.image_uri for entry in store.walk(f"s3://{bucket}")] == list(contents)
+        assert {uri: store.read(uri) for uri in contents} == contents
+        assert set(proxy.faults) == {"503", "500", "slow", "cut"}
+    finally:
+        proxy.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Storage, str]]:
+    if request.param == "folder":
+        yield Storage(), str(tmp_path / "deep" / "folder")
+    else:
+        server: S3Server = request.getfixturevalue("s3_server")
+        yield Storage(server.endpoint), f"s3://{request.getfixturevalue('bucket')}/deep/folder"
+
+
+def test_a_failed_write_leaves_no_file_under_the_name(place: tuple[Storage, str]) -> None:
+    store, folder = place
+    target = join(folder, "table.parquet")
+    with pytest.raises(RuntimeError), store.written_whole(target) as file:
         file.write_text("half")
         raise RuntimeError
-    assert list(target.parent.iterdir()) == []
-    with storage.written_whole(target) as file:
+    assert store.find(target) is None
+    with store.written_whole(target) as file:
         file.write_text("whole")
-    assert target.read_text() == "whole"
+    assert store.read(target) == b"whole"
+    assert [entry.image_uri for entry in store.walk(folder)] == [target]
 
 
-def test_places_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+def test_of_two_writers_of_one_name_the_first_stays(place: tuple[Storage, str]) -> None:
+    store, folder = place
+    target = join(folder, "plan.json")
+    assert store.write(target, b"first", replace=False)
+    assert not store.write(target, b"second", replace=False)
+    assert store.read(target) == b"first"
+    assert store.write(target, b"third")
+    assert store.read(target) == b"third"
+    with store.open(target, read_ahead=2) as file:
+        file.seek(2)
+        assert (file.read(2), file.read(9), file.read(1)) == (b"ir", b"d", b"")
+
+
+def test_places_that_cannot_be_used_are_named(tmp_path: Path, s3_server: S3Server) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="missing"):
-        storage.local_folder(str(tmp_path / "missing"), "input")
-    with pytest.raises(UsageError, match="file is no folder"):
-        storage.check_writable(str(tmp_path / "file" / "output"), "output")
-    with pytest.raises(UsageError, match="s3://bucket"):
-        storage.local_folder("s3://bucket/prefix", "input")
+    store = Storage(s3_server.endpoint)
+    s3_server.client().create_bucket(Bucket="readonly")
+    uses: dict[str, Callable[[], object]] = {
+        "file is no folder": lambda: store.check_writable(str(tmp_path / "file" / "output")),
+        "bucket of s3://missing/x does not exist": lambda: list(store.walk("s3://missing/x")),
+        "s3://readonly/.* cannot be written .AccessDenied": lambda: store.check_writable("s3://readonly/tables"),
+    }
+    for complaint, use in uses.items():
+        with pytest.raises(StorageError, match=complaint):
+            use()
+    with pytest.raises(AccessError, match="EndpointConnectionError.*check the endpoint"):
+        Storage("http://127.0.0.1:9").find("s3://bucket/key")
+    for uri in ("gs://bucket/key", "s3://key:secret@bucket/x", "s3:///x"):
+        with pytest.raises(UsageError) as caught:
+            storage.absolute(uri, "input")
+        assert "secret" not in str(caught.value)

@@ -1,0 +1,264 @@
+"""Kills the labeling job at random moments until it is done, and compares its tables, row by row, with those of an undisturbed run.
+
+Each round labels the same photographs, read from an S3-compatible store on loopback that counts what is fetched, into a
+fresh folder. A round has one kind of kill, at a moment drawn from the printed seed; after the driver was killed the same
+command is started again until it ends well.
+
+    manifest    everything (as when a machine fails) while the manifest is written, before there is a plan
+    driver      SIGKILL to the driver, while images are labeled
+    machine     everything, while images are labeled
+    commit      everything, at the moment a finished part is written
+    publish     everything, while the tables are written
+    run commit  everything, while the row in `runs` is written
+    worker      SIGKILL to a Ray worker that labels; the run must survive
+    node        removal of a node of a two-node Ray cluster; the run must survive
+
+    .venv/bin/python benchmarks/faults.py [--images N] [--rounds R] [--kills K] [--seed S] [--kinds ...] [--photos DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+import duckdb
+import psutil
+import pyarrow.parquet as pq
+from label_throughput import ROOT, draw_photographs
+
+sys.path.insert(0, str(ROOT / "tests"))
+from stores import FaultyProxy, S3Server
+
+KINDS = ("manifest", "driver", "machine", "commit", "publish", "run commit", "worker", "node")
+SURVIVED = ("worker", "node")
+ROUND_SECONDS = 300
+RUN_ID, RUN_DATE, BUCKET = "night", "2026-11-21", "archive"
+
+
+class Job:
+    """The labeling job with all the processes that it starts."""
+
+    def __init__(self, endpoint: str, output: Path, environment: dict[str, str]) -> None:
+        command = [sys.executable, "jobs/label.py", "--input", f"s3://{BUCKET}", "--output", str(output), "--s3-endpoint", endpoint]
+        command += ["--run-id", RUN_ID, "--run-date", RUN_DATE]
+        self.log = output.with_suffix(".log").open("ab")
+        self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=self.log, stderr=self.log)
+        self.seen: dict[int, psutil.Process] = {}
+
+    def family(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            self.seen.update({child.pid: child for child in psutil.Process(self.process.pid).children(recursive=True)})
+        return [process for process in self.seen.values() if process.is_running()]
+
+    def kill_driver(self) -> None:
+        """Its Ray processes notice and end; what has not ended after some seconds is killed."""
+        self.family()
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(self.family(), timeout=10)
+        for process in alive:
+            process.kill()
+
+    def kill_everything(self) -> None:
+        """As when the machine fails: stop all processes first, so that none does more than another."""
+        with suppress(psutil.NoSuchProcess):
+            self.process.send_signal(19)
+        family = self.family()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.kill()
+        self.process.wait()
+        psutil.wait_procs(family, timeout=10)
+
+    def wait(self, seconds: float) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(seconds)
+        return None
+
+
+def moments(kind: str, output: Path, images: int, generator: random.Random) -> Callable[[], bool]:
+    """Whether the moment for this kind of kill has come."""
+    manifest, staging, tables = output / "_manifest" / RUN_ID, output / "_staging" / RUN_ID, output / "images"
+    share = generator.uniform(0.02, 0.9)
+
+    def labeled() -> int:
+        return sum(int(file.stem) > 0 for file in staging.glob("*/[0-9]*.parquet"))
+
+    enough = max(1, round(share * images / 16))
+    return {
+        "manifest": lambda: any(manifest.glob("*/_writing-*")) and not (manifest / "plan.json").exists(),
+        "commit": lambda: labeled() >= enough // 2 and any(staging.glob("*/_writing-*")),
+        "publish": lambda: any(tables.glob("*/_writing-*")),
+        "run commit": lambda: any((output / "runs").glob("_writing-*")),
+    }.get(kind, lambda: labeled() >= enough)
+
+
+def staged_images(output: Path) -> set[str]:
+    """The images that are finished: their part is staged (and the plan that it belongs to is there)."""
+    plan = output / "_manifest" / RUN_ID / "plan.json"
+    if not plan.exists():
+        return set()
+    files = (output / "_staging" / RUN_ID / json.loads(plan.read_text())["attempt"]).glob("[0-9]*.parquet")
+    return {uri for file in files for uri in pq.read_table(file, columns=["image_uri"])["image_uri"].to_pylist()}
+
+
+def fetches(proxy: FaultyProxy) -> Counter[str]:
+    return Counter(proxy.fetched)
+
+
+def run_round(
+    kind: str, output: Path, proxy: FaultyProxy, arguments: argparse.Namespace, generator: random.Random
+) -> dict[str, float]:
+    """One run with its kills; gives what it did."""
+    kills = again = 0
+    before = fetches(proxy)
+    with nodes(kind) as (environment, remove_node):
+        for attempt in itertools.count():
+            at_start, done = fetches(proxy), staged_images(output)
+            job = Job(proxy.endpoint, output, environment)
+            come = moments(kind, output, arguments.images, generator)
+            deadline = time.monotonic() + ROUND_SECONDS
+            killed_here = 0
+            while (exit_code := job.wait(0.001)) is None:
+                if time.monotonic() > deadline:
+                    job.kill_everything()
+                    sys.exit(f"round {kind}: the job hangs, see {job.log.name}")
+                if killed_here or attempt >= arguments.kills or not come():
+                    continue
+                killed_here = int(kill(kind, job, remove_node))
+                kills += killed_here
+            job.log.close()
+            again += sum(n for path, n in (fetches(proxy) - at_start).items() if path in {path_of(uri) for uri in done})
+            if exit_code == 0:
+                break
+            if not killed_here or kind in SURVIVED:
+                sys.exit(f"round {kind}: the job failed by itself with exit code {exit_code}, see {job.log.name}")
+    all_again = sum(n - 1 for n in (fetches(proxy) - before).values() if n > 1)
+    return {"kills": kills, "starts": attempt + 1, "finished_again": again, "fetched_again": all_again}
+
+
+def path_of(uri: str) -> str:
+    return "/" + quote(uri.removeprefix("s3://"))
+
+
+def kill(kind: str, job: Job, remove_node: Callable[[], None]) -> bool:
+    if kind == "node":
+        remove_node()
+    elif kind == "worker":
+        workers = [process for process in job.family() if "LabelPart" in " ".join(process.cmdline())]
+        if not workers:
+            return False
+        workers[0].kill()
+    elif kind == "driver":
+        job.kill_driver()
+    else:
+        job.kill_everything()
+    return True
+
+
+@contextmanager
+def nodes(kind: str) -> Iterator[tuple[dict[str, str], Callable[[], None]]]:
+    """For the kind `node` a Ray cluster of two nodes, of which one can be removed; otherwise the job starts its own."""
+    if kind != "node":
+        yield {}, lambda: None
+        return
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=2)
+        yield {"RAY_ADDRESS": cluster.address}, lambda: cluster.remove_node(second, allow_graceful=False)
+    finally:
+        cluster.shutdown()
+
+
+def differences(reference: Path, output: Path) -> int:
+    """Rows of both tables that one output has and the other has not, each row as often as it is there."""
+    total = 0
+    for table, own in (("images", "run_id, labeled_at"), ("faces", "run_id, labeled_at")):
+        sides = [f"SELECT * EXCLUDE ({own}) FROM read_parquet('{folder}/{table}/*/*.parquet')" for folder in (reference, output)]
+        for left, right in (sides, sides[::-1]):
+            total += duckdb.sql(f"SELECT count(*) FROM ({left} EXCEPT ALL {right})").fetchall()[0][0]
+    return total
+
+
+def upload(server: S3Server, photographs: list[Path], images: int) -> None:
+    client = server.client()
+    client.create_bucket(Bucket=BUCKET)
+    for number, photograph in zip(range(images), itertools.cycle(photographs), strict=False):
+        client.put_object(Bucket=BUCKET, Key=f"{number:06d}{photograph.suffix}", Body=photograph.read_bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--kills", type=int, default=3, help="kills of a round, one a start")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--photos", type=Path)
+    arguments = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+    print(f"seed {seed}", flush=True)
+    generator = random.Random(seed)
+    server = S3Server()
+    os.environ.update(server.environment)
+    proxy = FaultyProxy(server.endpoint)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            photographs = sorted(arguments.photos.rglob("*.jpg")) if arguments.photos else draw_photographs(Path(scratch, "photos"), False)
+            upload(server, photographs, arguments.images)
+            report(list(rounds(arguments, Path(scratch), proxy, generator)), arguments.images)
+    finally:
+        proxy.stop()
+        server.stop()
+
+
+def rounds(
+    arguments: argparse.Namespace, scratch: Path, proxy: FaultyProxy, generator: random.Random
+) -> Iterator[tuple[str, dict[str, float]]]:
+    reference = scratch / "undisturbed"
+    if Job(proxy.endpoint, reference, {}).wait(ROUND_SECONDS) != 0:
+        sys.exit(f"the undisturbed run failed, see {reference}.log: {reference.with_suffix('.log').read_text()[-2000:]}")
+    for number, kind in zip(range(arguments.rounds), itertools.cycle(arguments.kinds), strict=False):
+        output = scratch / f"round{number}"
+        figures = run_round(kind, output, proxy, arguments, generator)
+        figures["rows_lost_or_doubled"] = differences(reference, output)
+        figures["left_over"] = sum(1 for name in ("_manifest", "_staging") for file in (output / name).rglob("*") if file.is_file())
+        print(f"round {number + 1} {kind}: {json.dumps(figures)}", flush=True)
+        yield kind, figures
+
+
+def report(results: list[tuple[str, dict[str, float]]], images: int) -> None:
+    total = Counter[str]()
+    for _, figures in results:
+        total.update(figures)
+    killed = Counter[str]()
+    for kind, figures in results:
+        killed[kind] += int(figures["kills"])
+    missed = [kind for kind, n in killed.items() if not n]
+    print(f"kills: {dict(killed)}")
+    print(f"rows lost or doubled: {total['rows_lost_or_doubled']}")
+    print(f"finished images fetched again: {total['finished_again'] / (images * len(results)):.2%}")
+    per_kill = total["fetched_again"] / max(1, total["kills"])
+    print(f"unfinished images fetched again, as they were under way: {per_kill:.1f} a kill, {per_kill / images:.2%} of the run")
+    print(json.dumps({**total, "rounds": len(results), "never_killed": missed}))
+    if total["rows_lost_or_doubled"] or total["left_over"] or missed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""What everything but the labels costs: 10 thousand, 100 thousand and 1 million images through a labeler that does nothing.
+
+Each size runs in a process of its own, the driver of the run, over empty files in folders of 1,000. It goes through the
+steps of `fer_ray.labeling`, one by one: listing, planning, labeling, an interruption after which the second half of the
+parts is labeled again, publishing, and planning the next night against the rows just published. Then the command that a
+user starts, `jobs/label.py`, has a night with nothing new. Memory is the peak of the resident memory of the driver.
+
+    .venv/bin/python benchmarks/scale.py [--sizes 10000 100000 1000000] [--scratch DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import hashlib
+import itertools
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_ray import bundle, labeling
+from fer_ray.config import LabelConfig
+from fer_ray.due import Counts
+from fer_ray.labeler import Face, LabeledImage
+from fer_ray.listing import list_images
+from fer_ray.manifest import Part, Plan, Run, read_parts, read_plan, staged_file, unfinished, write_plan
+from fer_ray.publish import clean_up, commit, publish_tables
+from fer_ray.schema import EMOTIONS, ImageEntry, Status
+
+ROOT = Path(__file__).parents[1]
+IMAGES_PER_FOLDER = 1000
+FIRST_NIGHT, SECOND_NIGHT = "2026-11-20", "2026-11-21"
+FACES = 97
+
+LISTING, PLANNING, RAY = "listing", "planning the first night", "starting Ray"
+ACTORS, LABELING = "starting actors", "labeling with no labeler"
+CHECKPOINT, REST = "loading the checkpoint", "labeling the lost half"
+TASKS, PUBLISHING, COMMIT = "starting a task", "publishing", "committing, cleaning up"
+LISTING_AGAIN, INCREMENTAL, NIGHT = "listing again", "planning the second night", "second night, the command"
+PER_IMAGE = (PLANNING, LABELING, PUBLISHING, COMMIT)
+CONSTANT = (RAY, ACTORS, TASKS)
+
+
+@dataclass
+class Phase:
+    """A step of a run: wall seconds, the images or parts it went over, and the driver's peak memory meanwhile in MB."""
+
+    seconds: float
+    images: int
+    peak_mb: float
+    parts: int = 0
+
+
+class Phases:
+    """The steps of one size by name, in their order."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, Phase] = {}
+
+    @contextmanager
+    def measured(self, name: str, images: int = 0, parts: int = 0) -> Iterator[None]:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; where that is refused, peaks only rise
+        started = time.perf_counter()
+        yield
+        self.by_name[name] = Phase(time.perf_counter() - started, images, peak_mb("self"), parts)
+        print(f"  {name}: {self.by_name[name].seconds:.2f} s, {self.by_name[name].peak_mb:.0f} MB", file=sys.stderr, flush=True)
+
+
+class NoLabeler:
+    """Answers at once and reads nothing: nine images of ten have one of a few faces; it claims to be the model of the package."""
+
+    def __init__(self, run: Run) -> None:
+        self.model_version = run.model_version
+        self.faces = [draw_face(random.Random(seed)) for seed in range(FACES)]
+
+    def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]:
+        return [self.answer(entry) for entry in entries]
+
+    def answer(self, entry: ImageEntry) -> LabeledImage:
+        digest = hashlib.sha256(entry.image_uri.encode()).digest()
+        faces = [self.faces[digest[1] % FACES]] if digest[0] < 0.9 * 256 else []
+        return LabeledImage(Status.OK if faces else Status.NO_FACE, None, 250, 250, entry.size_bytes, digest.hex(), faces)
+
+
+def draw_face(generator: random.Random) -> Face:
+    side = generator.randrange(40, 160)
+    landmarks = np.array([[generator.uniform(40, 200), generator.uniform(40, 200)] for _ in range(5)], np.float32)
+    weights = [generator.random() ** 4 for _ in EMOTIONS]
+    probabilities = {emotion: weight / sum(weights) for emotion, weight in zip(EMOTIONS, weights, strict=True)}
+    emotion = max(probabilities, key=probabilities.__getitem__)
+    corner = generator.randrange(90), generator.randrange(90)
+    score, sharpness = generator.uniform(0.65, 0.99), generator.uniform(10, 900)
+    return Face((*corner, side, side), score, landmarks, sharpness, emotion, probabilities[emotion], probabilities)
+
+
+def peak_mb(process: str | int) -> float:
+    """The highest resident memory of a process so far; 0 when it is gone."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def make_images(folder: Path, count: int) -> None:
+    for first in range(0, count, IMAGES_PER_FOLDER):
+        inside = folder / f"{first // IMAGES_PER_FOLDER:05d}"
+        inside.mkdir(parents=True)
+        for number in range(first, min(first + IMAGES_PER_FOLDER, count)):
+            (inside / f"IMG_{number:08d}.jpg").touch()
+
+
+def drive(images: Path, output: Path, count: int) -> dict[str, Phase]:
+    """What `labeling._execute` does on two nights, step by step."""
+    phases = Phases()
+    run = named_run(images, output, FIRST_NIGHT)
+    with phases.measured(LISTING, count):
+        list_all(run)
+    counts = Counts()
+    with phases.measured(PLANNING, count):
+        plan = write_plan(run, labeling._due(run, counts), counts, datetime.datetime.now(datetime.UTC))
+    check(plan.images == count, f"{plan.images} images were planned")
+    row = label_and_publish(run, plan, phases)
+    check(row["images_total"] == count, f"{row['images_total']} images were published")
+
+    second = named_run(images, output, SECOND_NIGHT)
+    with phases.measured(LISTING_AGAIN, count):
+        list_all(second)
+    counts = Counts()
+    with phases.measured(INCREMENTAL, count):
+        due = sum(len(table) for table in labeling._due(second, counts))
+    check(due == 0 and counts.known == count, f"{due} images were due again, {counts.known} known")
+    return phases.by_name
+
+
+def named_run(images: Path, output: Path, date: str) -> Run:
+    return labeling._identify(LabelConfig(input=(str(images),), output=str(output), run_date=date))
+
+
+def list_all(run: Run) -> None:
+    for _ in list_images(run.storage, run.inputs, run.output):
+        pass
+
+
+def check(condition: bool, sentence: str) -> None:
+    if not condition:
+        sys.exit(f"This benchmark is broken: {sentence}.")
+
+
+def label_and_publish(run: Run, plan: Plan, phases: Phases) -> dict[str, Any]:
+    """As `labeling._label_and_publish`, but the second half of the staged parts is lost on the way."""
+    parts = read_parts(run, plan)
+    with phases.measured(RAY):
+        import ray
+
+        from fer_ray.pipeline import connect
+
+        connect()
+    try:
+        first, second, others = parts[:2], parts[2:4], parts[4:]
+        label_parts(run, plan, first)  # the first actors of a cluster also wait for their processes
+        with phases.measured(ACTORS, parts=len(second)):
+            label_parts(run, plan, second)
+        with phases.measured(LABELING, count_images(others), len(others)):
+            label_parts(run, plan, others)
+        interrupt(run, plan, parts, phases)
+        with phases.measured(TASKS):
+            ray.get(ray.remote(num_cpus=0)(load_publishing).remote())
+        with phases.measured(PUBLISHING, plan.images, len(parts)):
+            counts = publish_tables(run, plan)
+        with phases.measured(COMMIT, plan.images, len(parts)):
+            row = labeling._run_row(run, plan, counts, 0.0)
+            commit(run, row)
+            clean_up(run, run.config.keep_days)
+        return row
+    finally:
+        ray.shutdown()
+
+
+def interrupt(run: Run, plan: Plan, parts: Sequence[Part], phases: Phases) -> None:
+    lost = parts[len(parts) // 2 :]
+    run.storage.remove(*(staged_file(run, plan, part) for part in lost))
+    with phases.measured(CHECKPOINT, plan.images, len(parts)):
+        found = read_plan(run)
+        missing = unfinished(run, found, read_parts(run, found)) if found else []
+    check(missing == list(lost), f"{len(missing)} parts were missing, not {len(lost)}")
+    with phases.measured(REST, count_images(lost), len(lost)):
+        label_parts(run, plan, missing)
+
+
+def label_parts(run: Run, plan: Plan, parts: Sequence[Part]) -> None:
+    from fer_ray.pipeline import label_to_staging
+
+    label_to_staging(run, plan, parts, lambda counts, images: None, make_labeler=NoLabeler)
+
+
+def load_publishing() -> str:
+    from fer_ray import publish
+
+    return publish.__name__
+
+
+def count_images(parts: Sequence[Part]) -> int:
+    return sum(part.rows for part in parts)
+
+
+def nothing_new(images: Path, output: Path, count: int) -> Phase:
+    """The night after as a user has it: the whole command, from its start to its end."""
+    command = [sys.executable, "jobs/label.py", "--input", str(images), "--output", str(output), "--run-date", SECOND_NIGHT]
+    with tempfile.TemporaryFile("w+") as log:
+        started, peak = time.perf_counter(), 0.0
+        with subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log) as process:
+            while process.poll() is None:
+                peak = max(peak, peak_mb(process.pid))
+                time.sleep(0.02)
+        seconds = time.perf_counter() - started
+        log.seek(0)
+        said = log.read()
+    check(process.returncode == 0, f"the command failed:\n{said}")
+    summary = json.loads(said.splitlines()[-1])
+    check(summary["images_total"] == 0 and summary["images_skipped"] == count, f"the command had something to do: {summary}")
+    return Phase(seconds, count, peak)
+
+
+def measure(count: int, folder: Path) -> dict[str, Phase]:
+    images, output = folder / "images", folder / "output"
+    print(f"{count:,} images: making them", file=sys.stderr, flush=True)
+    make_images(images, count)
+    command = [sys.executable, __file__, "--worker", str(count), "--scratch", str(folder)]
+    driver = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if driver.returncode:
+        sys.exit(f"The driver of {count:,} images failed.")
+    phases = {name: Phase(**values) for name, values in json.loads(driver.stdout.splitlines()[-1]).items()}
+    phases[NIGHT] = nothing_new(images, output, count)
+    return phases
+
+
+def per_image(phases: dict[str, Phase]) -> float:
+    """Microseconds an image of engine and tables; what a run starts once is left out."""
+    seconds = sum(phases[name].seconds for name in PER_IMAGE) - phases[ACTORS].seconds
+    return 1e6 * seconds / phases[PLANNING].images
+
+
+def driver_mb(phases: dict[str, Phase]) -> float:
+    return max(phase.peak_mb for name, phase in phases.items() if name != NIGHT)
+
+
+def report(sizes: dict[int, dict[str, Phase]]) -> None:
+    print(f"{'':26}" + "".join(f"{f'{count:,} images':>34}" for count in sizes))
+    print(f"{'':26}" + f"{'seconds':>12}{'us/image':>10}{'peak MB':>12}" * len(sizes))
+    for name in next(iter(sizes.values())):
+        print(f"{name:26}" + "".join(cells(phases[name]) for phases in sizes.values()))
+    for name in (LABELING, REST):
+        print(f"parts, {name:19}" + "".join(f"{phases[name].parts:>12,}{'':22}" for phases in sizes.values()))
+    both = "".join(f"{'':12}{per_image(phases):>10.1f}{driver_mb(phases):>12.0f}" for phases in sizes.values())
+    print(f"{'engine and tables':26}{both}")
+    print(f"(engine and tables: {' + '.join(PER_IMAGE)}; without {', '.join(CONSTANT)}; peak MB: of all steps of the driver)")
+    figures = goals(sizes)
+    steps = {count: {name: dataclasses.asdict(phase) for name, phase in phases.items()} for count, phases in sizes.items()}
+    print(json.dumps({"phases": steps, "goals": figures}))
+
+
+def cells(phase: Phase) -> str:
+    each = f"{1e6 * phase.seconds / phase.images:.1f}" if phase.images else ""
+    return f"{phase.seconds:>12.2f}{each:>10}{phase.peak_mb:>12.0f}"
+
+
+def goals(sizes: dict[int, dict[str, Phase]]) -> dict[str, float]:
+    least, most = min(sizes), max(sizes)
+    small, large = sizes[least], sizes[most]
+    against = f"{most:,} against {least:,} images"
+    figures = {
+        "driver_mb_more": round(driver_mb(large) - driver_mb(small), 1),
+        "time_per_image_ratio": round(per_image(large) / per_image(small), 2),
+        "night_beyond_listing_s": round(large[NIGHT].seconds - large[LISTING_AGAIN].seconds, 1),
+    }
+    judge(f"driver memory, {against}", figures["driver_mb_more"], " MB more", 100, 300)
+    judge(f"time per image, {against}", figures["time_per_image_ratio"], "", 1.0, 1.2)
+    judge(f"a night with nothing new, {most:,} known, beyond listing", figures["night_beyond_listing_s"], " s", 20, 60)
+    for fewer, more in itertools.pairwise(sorted(sizes)):
+        seconds = [per_image(sizes[n]) * n for n in (fewer, more)]
+        print(f"each further image from {fewer:,} to {more:,}: {(seconds[1] - seconds[0]) / (more - fewer):.1f} us")
+    return figures
+
+
+def judge(what: str, reached: float, unit: str, goal: float, at_least: float) -> None:
+    verdict = "goal reached" if reached <= goal else "enough" if reached <= at_least else "MISSED"
+    print(f"{what}: {reached:g}{unit} (goal {goal:g}, at least {at_least:g}): {verdict}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="N")
+    parser.add_argument("--scratch", type=Path, help="where to make files: a disk, or fsync costs nothing (default: the temporary folder)")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        phases = drive(arguments.scratch / "images", arguments.scratch / "output", arguments.worker)
+        print(json.dumps({name: dataclasses.asdict(phase) for name, phase in phases.items()}))
+        return
+    sizes = {}
+    for count in sorted(set(arguments.sizes)):
+        with tempfile.TemporaryDirectory(prefix="fer-ray-scale-", dir=arguments.scratch) as folder:
+            sizes[count] = measure(count, Path(folder))
+    print(f"{os.cpu_count()} CPUs, model {bundle.read_metadata(bundle.default_path())['model_version']}")
+    report(sizes)
+
+
+if __name__ == "__main__":
+    main()
