@@ -63,7 +63,8 @@ def _marked(listed: Iterator[pa.RecordBatch], published: Iterator[pa.RecordBatch
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch, duckdb.connect() as connection:
         # Without its own idea of which side is smaller, DuckDB holds 16 bytes of each published image and streams the listing.
         connection.execute(
-            f"SET memory_limit='{MEMORY_LIMIT}'; SET threads={min(4, os.cpu_count() or 1)}; SET temp_directory='{scratch}';"
+            f"SET memory_limit='{MEMORY_LIMIT}'; SET temp_directory='{scratch}'; SET streaming_buffer_size='64KB';"
+            f"SET threads={1 if limit else min(4, os.cpu_count() or 1)};"  # one reads less of the listing than a limit needs
             "SET disabled_optimizers='join_order,build_side_probe_side'"
         )
         connection.register("listed", pa.RecordBatchReader.from_batches(LISTING, listed))

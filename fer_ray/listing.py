@@ -202,15 +202,16 @@ def _cast(batch: pa.RecordBatch, column: str | None, name: str) -> list[Any]:
 
 def _csv_rows(file: io.BufferedReader, uri: str) -> Iterator[dict[str, Any]]:
     binary = gzip.GzipFile(fileobj=file) if uri.lower().endswith(".gz") else file
-    rows = csv.reader(io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""))
-    first = next(rows, [])
-    header = [name.strip().lower() for name in first]
-    inventory = not {"key", *_COLUMNS["image_uri"]} & set(header) and len(first) > 1
-    names = {"bucket": "bucket", "key": "key"} if inventory else _columns_of(header)
-    places = {"bucket": 0, "key": 1} if inventory else {name: header.index(column) for name, column in names.items() if column}
-    for row in itertools.chain([first] if inventory else [], rows):
-        if row:
-            yield _entry_of({name: row[place] if place < len(row) else None for name, place in places.items()}, encoded=inventory)
+    with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
+        rows = csv.reader(text)
+        first = next(rows, [])
+        header = [name.strip().lower() for name in first]
+        inventory = not {"key", *_COLUMNS["image_uri"]} & set(header) and len(first) > 1
+        names = {"bucket": "bucket", "key": "key"} if inventory else _columns_of(header)
+        places = {"bucket": 0, "key": 1} if inventory else {name: header.index(column) for name, column in names.items() if column}
+        for row in itertools.chain([first] if inventory else [], rows):
+            if row:
+                yield _entry_of({name: row[place] if place < len(row) else None for name, place in places.items()}, encoded=inventory)
 
 
 def _columns_of(header: list[str]) -> dict[str, str | None]:

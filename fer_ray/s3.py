@@ -278,8 +278,10 @@ class _explained:  # noqa: N801 - used like a function
         code = error.response.get("Error", {}).get("Code", "") if isinstance(error, botocore.exceptions.ClientError) else ""
         if code in _MISSING:
             return FileNotFoundError(self.uri)
-        if code in _EXISTS:
+        if code in _EXISTS and self.what == "written":
             return FileExistsError(self.uri)
+        if code in _EXISTS:
+            return AccessError(f"{self.uri} changed since it was listed: start a new run.", "it changed since it was listed")
         if code in _WRONG_CREDENTIALS or isinstance(
             error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)
         ):

@@ -57,81 +57,111 @@ LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 
-def _required(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
+def _required(name: str, kind: pa.DataType, meaning: str = "") -> pa.Field:
+    return pa.field(name, kind, nullable=False, metadata={"comment": meaning} if meaning else None)
 
 
+def _optional(name: str, kind: pa.DataType, meaning: str = "") -> pa.Field:
+    return _required(name, kind, meaning).with_nullable(True)
+
+
+_VERSIONS = [
+    _required("model_version", pa.string(), "the model, named after a hash of its weights and metadata"),
+    _required("detector_version", pa.string(), "the face detector with the settings that change what it finds"),
+]
+_SCHEMA_VERSION_FIELD = _required("schema_version", pa.int32(), "version of these columns, raised when one is added")
 _PROVENANCE = [
-    _required("model_version", pa.string()),
-    _required("detector_version", pa.string()),
-    _required("run_id", pa.string()),
-    _required("labeled_at", _TIMESTAMP),
-    _required("schema_version", pa.int32()),
+    *_VERSIONS,
+    _required("run_id", pa.string(), "the run that wrote the row, as in runs"),
+    _required("labeled_at", _TIMESTAMP, "when the image was labeled"),
+    _SCHEMA_VERSION_FIELD,
 ]
 
 LISTING = pa.schema(
     [
         _required("image_uri", pa.string()),
-        pa.field("size_bytes", pa.int64()),
-        pa.field("modified_at", _TIMESTAMP),
-        pa.field("etag", pa.string()),
-        pa.field("archive_uri", pa.string()),
-        pa.field("data_offset", pa.int64()),
+        _optional("size_bytes", pa.int64()),
+        _optional("modified_at", _TIMESTAMP),
+        _optional("etag", pa.string()),
+        _optional("archive_uri", pa.string()),
+        _optional("data_offset", pa.int64()),
     ]
 )
 MANIFEST = pa.schema([_required("row_number", pa.int64()), *LISTING])
 
+_BOX = {"x": "left edge", "y": "top edge", "width": "width", "height": "height"}
 _FACE_FIELDS = [
-    _required("face_index", pa.int32()),
-    *(_required(f"bbox_{part}", pa.int32()) for part in ("x", "y", "width", "height")),
-    _required("detection_score", pa.float32()),
-    *(pa.field(f"{landmark}_{axis}", pa.float32()) for landmark in LANDMARKS for axis in "xy"),
-    pa.field("sharpness", pa.float32()),
-    _required("emotion", pa.string()),
-    _required("confidence", pa.float32()),
-    *(pa.field(f"prob_{emotion}", pa.float32()) for emotion in EMOTIONS),
+    _required("face_index", pa.int32(), "place among the faces of the image, 0 is the largest"),
+    *(_required(f"bbox_{part}", pa.int32(), f"{edge} of the face's box, pixels of the upright image") for part, edge in _BOX.items()),
+    _required("detection_score", pa.float32(), "how sure the detector is that this is a face, 0 to 1"),
+    *(
+        _optional(
+            f"{landmark}_{axis}",
+            pa.float32(),
+            f"{axis} of the subject's {landmark.replace('_', ' ').replace('mouth', 'mouth corner')}, pixels of the upright image",
+        )
+        for landmark in LANDMARKS
+        for axis in "xy"
+    ),
+    _optional("sharpness", pa.float32(), "variance of the Laplacian of the gray crop that the model saw, low where the face is blurred"),
+    _required("emotion", pa.string(), "the likeliest of the model's emotions, or unknown below the run's threshold"),
+    _required("confidence", pa.float32(), "calibrated probability of the likeliest emotion, 0 to 1, also where emotion is unknown"),
+    *(
+        _optional(f"prob_{emotion}", pa.float32(), f"calibrated probability of {emotion}, 0 to 1, null when the model has no such class")
+        for emotion in EMOTIONS
+    ),
 ]
 
+_IDENTITY = [
+    _required("image_uri", pa.string(), "where the image was read from, in a tar archive as <archive>#<name>"),
+    _required("image_id", pa.string(), "join key: SHA-256 of image_uri, its first 16 bytes in hex"),
+]
 _IMAGE_FIELDS = [
-    _required("image_uri", pa.string()),
-    _required("image_id", pa.string()),
-    _required("status", pa.string()),
-    pa.field("error", pa.string()),
-    _required("face_count", pa.int32()),
-    _required("left_out_count", pa.int32()),
-    pa.field("width", pa.int32()),
-    pa.field("height", pa.int32()),
-    pa.field("size_bytes", pa.int64()),
-    pa.field("modified_at", _TIMESTAMP),
-    pa.field("etag", pa.string()),
-    pa.field("content_sha256", pa.string()),
+    *_IDENTITY,
+    _required("status", pa.string(), "what became of the image: " + ", ".join(Status)),
+    _optional("error", pa.string(), "the reason in a sentence, null when status is ok or no_face"),
+    _required("face_count", pa.int32(), "rows of the image in faces"),
+    _required("left_out_count", pa.int32(), "faces that were found but left out as too small or too doubtful"),
+    _optional("width", pa.int32(), "pixels of the upright image (EXIF orientation applied), null when it was not decoded"),
+    _optional("height", pa.int32(), "pixels of the upright image, null when it was not decoded"),
+    _optional("size_bytes", pa.int64(), "size of the file in bytes, null when unknown"),
+    _optional("modified_at", _TIMESTAMP, "when the file was last changed, null when unknown"),
+    _optional("etag", pa.string(), "the object store's etag, null for files"),
+    _optional("content_sha256", pa.string(), "SHA-256 of the file's bytes in hex, null when they were not read"),
 ]
 
 IMAGES = pa.schema([*_IMAGE_FIELDS, *_PROVENANCE])
-FACES = pa.schema([_required("image_uri", pa.string()), _required("image_id", pa.string()), *_FACE_FIELDS, *_PROVENANCE])
+FACES = pa.schema([*_IDENTITY, *_FACE_FIELDS, *_PROVENANCE])
 STAGING = pa.schema([_required("row_number", pa.int64()), *IMAGES, _required("faces", pa.list_(pa.struct(_FACE_FIELDS)))])
+
+_IMAGE_COUNTS = {
+    "total": "images labeled, one row each in images",
+    "ok": "images with at least one face",
+    "no_face": "images without a face",
+    "failed": "images that are unreadable, undecodable or too large",
+    "skipped": "images of the input that earlier runs had labeled already",
+}
 RUNS = pa.schema(
     [
-        _required("run_id", pa.string()),
-        _required("run_date", pa.date32()),
-        _required("started_at", _TIMESTAMP),
-        _required("finished_at", _TIMESTAMP),
-        _required("status", pa.string()),
-        _required("input_uri", pa.string()),
-        _required("config_json", pa.string()),
-        _required("fer_ray_version", pa.string()),
-        _required("ray_version", pa.string()),
-        pa.field("git_commit", pa.string()),
-        _required("model_version", pa.string()),
-        _required("detector_version", pa.string()),
-        *(_required(f"images_{what}", pa.int64()) for what in ("total", "ok", "no_face", "failed", "skipped")),
-        _required("faces_total", pa.int64()),
-        _required("faces_left_out", pa.int64()),
-        _required("images_per_second", pa.float32()),
-        _required("cpu_count", pa.int32()),
-        _required("gpu_count", pa.int32()),
-        _required("top_errors_json", pa.string()),
-        _required("schema_version", pa.int32()),
+        _required("run_id", pa.string(), "name of the run"),
+        _required("run_date", pa.date32(), "date of the run, the run_date=... folder of its rows"),
+        _required("started_at", _TIMESTAMP, "when the run was first started"),
+        _required("finished_at", _TIMESTAMP, "when the run was committed"),
+        _required("status", pa.string(), "done"),
+        _required("input_uri", pa.string(), "what was labeled, several inputs joined by a comma"),
+        _required("config_json", pa.string(), "the request and all settings, JSON"),
+        _required("fer_ray_version", pa.string(), "version of fer_ray"),
+        _required("ray_version", pa.string(), "version of Ray"),
+        _optional("git_commit", pa.string(), "commit of the code, null outside a checkout"),
+        *_VERSIONS,
+        *(_required(f"images_{what}", pa.int64(), meaning) for what, meaning in _IMAGE_COUNTS.items()),
+        _required("faces_total", pa.int64(), "faces labeled, one row each in faces"),
+        _required("faces_left_out", pa.int64(), "faces left out as too small or too doubtful"),
+        _required("images_per_second", pa.float32(), "rate of the start that finished the run, 0 when it had nothing left to label"),
+        _required("cpu_count", pa.int32(), "CPUs of the cluster, 0 when there was nothing to label"),
+        _required("gpu_count", pa.int32(), "GPUs of the cluster"),
+        _required("top_errors_json", pa.string(), "the commonest errors with their counts, JSON"),
+        _SCHEMA_VERSION_FIELD,
     ]
 )
 
@@ -139,3 +169,8 @@ RUNS = pa.schema(
 def image_id(image_uri: str) -> str:
     """The join key of `images` and `faces`: the first 16 bytes of SHA-256 over the URI, in hex."""
     return hashlib.sha256(image_uri.encode()).hexdigest()[:32]
+
+
+def meaning_of(field: pa.Field) -> str:
+    """What a column of `IMAGES`, `FACES` or `RUNS` means, in a phrase; it also stands in the metadata of the Parquet files."""
+    return str(field.metadata[b"comment"].decode())

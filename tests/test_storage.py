@@ -27,7 +27,7 @@ ODD_NAMES = [
     "line\nbreak.jpg",
     "s3:/x.jpg",
 ]
-ODD_KEYS = [*ODD_NAMES, "two//slashes.jpg", "/leading.jpg", "ends in/"]
+ODD_KEYS = [*(name for name in ODD_NAMES if "\n" not in name), "two//slashes.jpg", "/leading.jpg", "ends in/"]  # moto takes no line break
 
 
 @pytest.fixture
