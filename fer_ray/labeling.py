@@ -146,7 +146,7 @@ def _stops() -> tuple[type[BaseException], ...]:
 
 def _cause(error: BaseException) -> str:
     """The innermost reason in one line."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+    while not isinstance(error, FerRayError) and (inner := getattr(error, "cause", None) or error.__cause__) is not None:
         error = inner
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return report.printable(lines[-1])

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fer_ray import bundle
-from fer_ray.errors import ImageError, StorageError
+from fer_ray.errors import FerRayError, ImageError, StorageError
 from fer_ray.fetch import Fetcher
 from fer_ray.labeler import LabeledImage, Labeler
 from fer_ray.manifest import Part, Plan, Run, open_manifest, staged_file
@@ -80,6 +81,8 @@ def label_to_staging(
     images = sum(part.rows for part in parts)
     while not wait([consuming], timeout=PROGRESS_SECONDS).done:
         report_progress(ray.get(progress.read.remote()), images)
+    if consuming.exception() and (reason := ray.get(progress.why_failed.remote())):
+        raise StorageError(reason) from consuming.exception()
     consuming.result()
 
 
@@ -94,11 +97,12 @@ def _consume(dataset: ray.data.Dataset, consuming: Future[None]) -> None:
 
 
 class Progress:
-    """Counts what the labeling processes have done, for display only, and how often each part was begun."""
+    """Counts what the labeling processes have done, for display only, how often each part was begun, and why one gave up."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.starts: Counter[int] = Counter()
+        self.reason = ""
 
     def start(self, first_row: int) -> int:
         self.starts[first_row] += 1
@@ -110,6 +114,12 @@ class Progress:
     def read(self) -> Counter[str]:
         return self.counts
 
+    def fail(self, reason: str) -> None:
+        self.reason = reason
+
+    def why_failed(self) -> str:
+        return self.reason
+
 
 class LabelPart:
     """A Ray Data step: a part of the plan in, its staged file left behind, its name out.
@@ -120,9 +130,10 @@ class LabelPart:
 
     def __init__(self, run: Run, plan: Plan, progress: Any, make_labeler: Callable[[Run], LabelsImages]) -> None:
         self.run, self.plan, self.progress = run, plan, progress
-        self.labeler = make_labeler(run)
-        if self.labeler.model_version != run.model_version:
-            raise StorageError(f"The model {run.model} changed since the run was planned: start a new run.")
+        with self._reported():
+            self.labeler = make_labeler(run)
+            if self.labeler.model_version != run.model_version:
+                raise StorageError(f"The model {run.model} changed since the run was planned: start a new run.")
         self.provenance = {
             "model_version": run.model_version,
             "detector_version": run.config.labeling.detector_version,
@@ -133,15 +144,25 @@ class LabelPart:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         part = Part(**row)
-        target = staged_file(self.run, self.plan, part)
-        if self.run.storage.find(target) is None:
-            manifest = self._read_manifest(part)
-            suspicious = ray.get(self.progress.start.remote(part.first_row)) > STARTS_BEFORE_QUARANTINE
-            images = list(self._label(manifest, suspicious))
-            with pa.BufferOutputStream() as buffer:
-                pq.write_table(staging_table(manifest, images, self.provenance), buffer, compression="zstd")
-                self.run.storage.write(target, buffer.getvalue().to_pybytes(), replace=False)
+        with self._reported():
+            target = staged_file(self.run, self.plan, part)
+            if self.run.storage.find(target) is None:
+                manifest = self._read_manifest(part)
+                suspicious = ray.get(self.progress.start.remote(part.first_row)) > STARTS_BEFORE_QUARANTINE
+                images = list(self._label(manifest, suspicious))
+                with pa.BufferOutputStream() as buffer:
+                    pq.write_table(staging_table(manifest, images, self.provenance), buffer, compression="zstd")
+                    self.run.storage.write(target, buffer.getvalue().to_pybytes(), replace=False)
         return row
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Ray Data loses the reason of a failure on the way to the driver."""
+        try:
+            yield
+        except (FerRayError, OSError) as error:
+            ray.get(self.progress.fail.remote(str(error)))
+            raise
 
     def _read_manifest(self, part: Part) -> pa.Table:
         if part.file != self.manifest[0]:

@@ -95,11 +95,7 @@ _FACE_FIELDS = [
     *(_required(f"bbox_{part}", pa.int32(), f"{edge} of the face's box, pixels of the upright image") for part, edge in _BOX.items()),
     _required("detection_score", pa.float32(), "how sure the detector is that this is a face, 0 to 1"),
     *(
-        _optional(
-            f"{landmark}_{axis}",
-            pa.float32(),
-            f"{axis} of the subject's {landmark.replace('_', ' ').replace('mouth', 'mouth corner')}, pixels of the upright image",
-        )
+        _optional(f"{landmark}_{axis}", pa.float32(), f"{axis} of the subject's {landmark.replace('_', ' ')}, pixels of the upright image")
         for landmark in LANDMARKS
         for axis in "xy"
     ),
@@ -113,7 +109,7 @@ _FACE_FIELDS = [
 ]
 
 _IDENTITY = [
-    _required("image_uri", pa.string(), "where the image was read from, in a tar archive as <archive>#<name>"),
+    _required("image_uri", pa.string(), "where the image was read from, an image inside a tar as archive.tar#name"),
     _required("image_id", pa.string(), "join key: SHA-256 of image_uri, its first 16 bytes in hex"),
 ]
 _IMAGE_FIELDS = [

@@ -1,6 +1,7 @@
 """The labeling job on real Ray and real photographs: what an operator runs and an analyst queries."""
 
 import csv
+import datetime
 import json
 import os
 import shutil
@@ -18,12 +19,13 @@ from conftest import SHARED_DATA
 
 from fer_ray import Labeler, bundle
 from fer_ray.config import LabelConfig
+from fer_ray.due import Counts, due_images
 from fer_ray.errors import PublishError, UsageError
 from fer_ray.labeling import label
-from fer_ray.manifest import Run, write_manifest
+from fer_ray.manifest import Run, read_parts, staged_file, write_plan
 from fer_ray.publish import write_tables
-from fer_ray.schema import EMOTIONS, FACES, IMAGES, RUNS, STAGING, image_id
-from fer_ray.storage import ImageEntry
+from fer_ray.schema import EMOTIONS, FACES, IMAGES, RUNS, STAGING, ImageEntry, image_id
+from fer_ray.storage import Storage
 
 ROOT = Path(__file__).parents[1]
 PORTABLE = {"string", "bool", "int32", "int64", "float", "date32[day]", "timestamp[us, tz=UTC]"}
@@ -49,7 +51,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Pat
 def labeled(archive: Path, ray_cluster: None) -> tuple[dict[str, object], Path, int]:
     """The archive labeled into tables inside itself, as a careless user would."""
     output = archive / "tables"
-    summary, exit_code = label(LabelConfig(str(archive), str(output), run_id="night-1", run_date="2026-11-20", picture=3))
+    summary, exit_code = label(LabelConfig((str(archive),), str(output), run_id="night-1", run_date="2026-11-20", picture=3))
     return summary, output, exit_code
 
 
@@ -123,50 +125,56 @@ def test_a_published_run_is_not_done_again_and_its_id_is_not_reused(
 ) -> None:
     summary, output, _ = labeled
     before = {file: file.stat().st_mtime_ns for file in output.rglob("*.parquet")}
-    again, exit_code = label(LabelConfig(str(archive), str(output), run_id="night-1", run_date="2026-11-20"))
+    again, exit_code = label(LabelConfig((str(archive),), str(output), run_id="night-1", run_date="2026-11-20"))
     assert (again, exit_code) == (summary, 0)
     assert "published already" in capsys.readouterr().out
     with pytest.raises(UsageError, match="used with another input"):
-        label(LabelConfig(str(archive / "2019"), str(output), run_id="night-1", run_date="2026-11-20"))
-    (output / "_manifest" / "night-1.json").unlink()
+        label(LabelConfig((str(archive / "2019"),), str(output), run_id="night-1", run_date="2026-11-20"))
     with pytest.raises(UsageError, match="used with another limit"):
-        label(LabelConfig(str(archive), str(output), run_id="night-1", run_date="2026-11-20", limit=3))
+        label(LabelConfig((str(archive),), str(output), run_id="night-1", run_date="2026-11-20", limit=3))
     assert {file: file.stat().st_mtime_ns for file in output.rglob("*.parquet")} == before
 
 
 def test_a_second_model_a_limit_and_too_many_failures(archive: Path, tmp_path: Path, ray_cluster: None) -> None:
     """One small run without a run id: named by itself, with the commit row last, and exit code 3."""
-    config = LabelConfig(str(archive), str(tmp_path / "out"), limit=2, max_error_share=0.1)
+    config = LabelConfig((str(archive),), str(tmp_path / "out"), limit=2, max_error_share=0.1)
     (tmp_path / "out" / "_staging" / "other-run").mkdir(parents=True)
     summary, exit_code = label(config)
     assert exit_code == 0
     again, _ = label(config)
     assert summary["run_id"] != again["run_id"]
     assert str(again["run_id"]).endswith("-2")
+    assert (again["images_total"], again["images_skipped"]) == (2, 2), "the next ones that are due"
     failing = tmp_path / "failing"
     failing.mkdir()
     (failing / "x.jpg").write_text("x")
-    summary, exit_code = label(LabelConfig(str(failing), str(tmp_path / "out")))
+    summary, exit_code = label(LabelConfig((str(failing),), str(tmp_path / "out")))
     assert (summary["images_failed"], exit_code) == (1, 3)
     assert query(tmp_path / "out", "SELECT count(*) FROM {runs}") == [(3,)]
     assert (tmp_path / "out" / "_staging" / "other-run").exists()
 
 
-@pytest.mark.parametrize("harm", ["lost", "doubled", "foreign"])
+@pytest.mark.parametrize("harm", ["lost", "doubled", "foreign", "a part lost"])
 def test_staging_that_does_not_match_the_manifest_is_never_published(tmp_path: Path, harm: str) -> None:
-    run = Run("r", LabelConfig("i", "o").date(), "i", tmp_path, "m", "v", LabelConfig("i", "o"))
-    assert write_manifest(run, [ImageEntry(f"/{n}.jpg", 1, None) for n in range(40)]) == 40
-    rows = [staged_row(n) for n in range(40)]
-    if harm == "lost":
-        rows.pop()
-    if harm == "doubled":
-        rows[-1] = rows[0]
-    if harm == "foreign":
-        rows[5]["image_uri"] = "/other.jpg"
-    run.staging.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=STAGING), run.staging / "a.parquet")
+    config = LabelConfig(("/i",), str(tmp_path))
+    run = Run("r", config.date(), ("/i",), str(tmp_path), "m", "v", config, Storage())
+    due = due_images([ImageEntry(f"/{n:02d}.jpg", 1, None) for n in range(40)], iter(()), None, Counts())
+    plan = write_plan(run, due, Counts(), datetime.datetime.now(datetime.UTC))
+    parts = read_parts(run, plan)
+    assert (plan.images, [part.rows for part in parts]) == (40, [16, 16, 8])
+    for part in parts[harm == "a part lost" :]:
+        rows = [staged_row(part.first_row + n) for n in range(part.rows)]
+        if harm == "lost":
+            rows.pop()
+        if harm == "doubled":
+            rows[-1] = rows[0]
+        if harm == "foreign":
+            rows[5]["image_uri"] = "/other.jpg"
+        file = Path(staged_file(run, plan, part))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema=STAGING), file)
     with pytest.raises(PublishError, match="start the run again"):
-        write_tables(run, 40)
+        write_tables(run, plan, parts)
     assert not list(tmp_path.glob("images/*/*"))
     assert not list(tmp_path.glob("faces/*/*"))
 
@@ -175,7 +183,7 @@ def staged_row(number: int) -> dict[str, object]:
     row: dict[str, object] = {field.name: None for field in STAGING}
     texts = dict.fromkeys(("status", "image_id", "model_version", "detector_version", "run_id"), "x")
     numbers = {"row_number": number, "face_count": 0, "left_out_count": 0, "labeled_at": 0, "schema_version": 1}
-    return row | texts | numbers | {"image_uri": f"/{number}.jpg", "faces": []}
+    return row | texts | numbers | {"image_uri": f"/{number:02d}.jpg", "faces": []}
 
 
 def run_job(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,63 @@
+-- ## Emotion share by day and folder
+-- Percent of the faces of a folder that were labeled on a day. `100e0` is a floating-point number in DuckDB and in Athena.
+SELECT run_date, folder, emotion, count(*) AS faces,
+    round(100e0 * count(*) / sum(count(*)) OVER (PARTITION BY run_date, folder), 1) AS percent
+FROM (SELECT run_date, regexp_extract(image_uri, '(?s)^(.*)/', 1) AS folder, emotion FROM faces_latest) AS faces_in_folders
+GROUP BY run_date, folder, emotion
+ORDER BY run_date, folder, faces DESC, emotion;
+
+-- ## Faces of low confidence
+-- The faces that a person should look at first. The box says where each is, in pixels of the upright image.
+SELECT image_uri, face_index, bbox_x, bbox_y, bbox_width, bbox_height, emotion, confidence, detection_score, sharpness
+FROM faces_latest
+WHERE confidence < 0.5
+ORDER BY confidence, image_uri, face_index
+LIMIT 100;
+
+-- ## Error rate
+-- Percent of the images of each run that could not be labeled, how many for which reason, and one of the reasons in words.
+SELECT run_date, run_id, count(*) AS images,
+    round(100e0 * count(*) FILTER (WHERE status NOT IN ('ok', 'no_face')) / count(*), 2) AS percent_failed,
+    count(*) FILTER (WHERE status = 'unreadable') AS unreadable,
+    count(*) FILTER (WHERE status = 'undecodable') AS undecodable,
+    count(*) FILTER (WHERE status = 'too_large') AS too_large,
+    min(error) AS one_error
+FROM images
+GROUP BY run_date, run_id
+ORDER BY run_date, run_id;
+
+-- ## Duplicates by content
+-- The same bytes under several names, and what keeping one of them would save.
+SELECT content_sha256, count(*) AS copies, sum(size_bytes) - max(size_bytes) AS bytes_to_save,
+    array_agg(image_uri ORDER BY image_uri) AS image_uris
+FROM images_latest
+WHERE content_sha256 IS NOT NULL
+GROUP BY content_sha256
+HAVING count(*) > 1
+ORDER BY bytes_to_save DESC, content_sha256;
+
+-- ## Agreement of two models
+-- How often two models give the same face the same emotion, for every pair of models. A face is the same when the bytes of the
+-- image and the box are, so both must have labeled with the same detector settings; pictures that lie there twice count once.
+WITH labeled AS (
+    SELECT DISTINCT images.content_sha256, faces.bbox_x, faces.bbox_y, faces.bbox_width, faces.bbox_height,
+        faces.model_version, faces.emotion
+    FROM faces JOIN images ON faces.image_id = images.image_id AND faces.run_id = images.run_id
+    WHERE faces.emotion <> 'unknown'
+)
+SELECT one.model_version AS one_model, other.model_version AS other_model, count(*) AS faces,
+    round(100e0 * count(*) FILTER (WHERE one.emotion = other.emotion) / count(*), 1) AS percent_agreed
+FROM labeled AS one JOIN labeled AS other
+    ON one.content_sha256 = other.content_sha256 AND one.model_version < other.model_version
+    AND one.bbox_x = other.bbox_x AND one.bbox_y = other.bbox_y
+    AND one.bbox_width = other.bbox_width AND one.bbox_height = other.bbox_height
+GROUP BY one.model_version, other.model_version
+ORDER BY one_model, other_model;
+
+-- ## State of the archive
+-- Which model labeled how many images last, and what came of it: shows what a new model has not reached yet.
+SELECT model_version, detector_version, status, count(*) AS images, sum(face_count) AS faces,
+    min(labeled_at) AS first_labeled_at, max(labeled_at) AS last_labeled_at
+FROM images_latest
+GROUP BY model_version, detector_version, status
+ORDER BY last_labeled_at DESC, status;
