@@ -119,9 +119,7 @@ def fetches(proxy: FaultyProxy) -> Counter[str]:
     return Counter(proxy.fetched)
 
 
-def run_round(
-    kind: str, output: Path, proxy: FaultyProxy, arguments: argparse.Namespace, generator: random.Random
-) -> dict[str, float]:
+def run_round(kind: str, output: Path, proxy: FaultyProxy, arguments: argparse.Namespace, generator: random.Random) -> dict[str, float]:
     """One run with its kills; gives what it did."""
     kills = again = 0
     before = fetches(proxy)

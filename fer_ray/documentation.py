@@ -124,7 +124,8 @@ images = pd.read_parquet(f"{output}/images", filters=[("run_id", "in", list(runs
 # polars
 import polars as pl
 runs = pl.read_parquet(f"{output}/runs/*.parquet")
-images = pl.scan_parquet(f"{output}/images/*/*.parquet").filter(pl.col("run_id").is_in(runs["run_id"].to_list())).collect()
+images = pl.scan_parquet(f"{output}/images/*/*.parquet", hive_partitioning=True)
+images = images.filter(pl.col("run_id").is_in(runs["run_id"].to_list())).collect()
 
 # pyarrow
 import pyarrow.dataset as ds

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import stat
+import tempfile
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator
@@ -115,7 +116,7 @@ class FolderStore:
                 Path(entry.image_uri).unlink(missing_ok=True)
 
     def check_writable(self, folder: str) -> None:
-        """Make sure that a folder can be written, or made; makes nothing.
+        """Make sure that a folder can be written, or made; leaves nothing.
 
         Raises:
             StorageError: it cannot.
@@ -124,8 +125,10 @@ class FolderStore:
         existing = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
         if not existing.is_dir():
             raise StorageError(f"The folder {folder} cannot be written ({existing} is no folder): name another folder.")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise StorageError(f"The folder {folder} cannot be written (permission denied for {existing}): name another folder.")
+        try:
+            Path(tempfile.mkdtemp(prefix=WRITING, dir=existing)).rmdir()
+        except OSError as error:
+            raise StorageError(f"The folder {folder} cannot be written ({_reason(error)}): name another folder.") from error
 
     def check_listable(self, folder: str) -> None:
         """Make sure that a folder is there and can be listed.

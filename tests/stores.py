@@ -21,6 +21,7 @@ import boto3
 from aiohttp import web
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
+from yarl import URL
 
 REGION = "us-east-1"
 POLICY = {
@@ -139,7 +140,7 @@ class FaultyProxy:
         if fault == "slow":
             await asyncio.sleep(self._random.uniform(0.5, 2))
         body = await request.read()
-        url = aiohttp.client.URL(self.target + path, encoded=True)
+        url = URL(self.target + path, encoded=True)
         async with self._session.request(request.method, url, headers=request.headers, data=body, allow_redirects=False) as answer:
             content = await answer.read()
             headers = {name: value for name, value in answer.headers.items() if name.lower() not in ("transfer-encoding", "connection")}

@@ -17,7 +17,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) 
     file = tmp_path / "c.yaml"
     file.write_text("input: photos\noutput: tables\nmin-face-size: 30\nbatch_size: 8\nmax_megapixels: 12\nrun_date: 2026-11-20\n")
     config = label("--config", str(file), "--batch-size", "16")
-    assert (config.input, config.batch_size, config.labeling.min_face_size) == ("photos", 16, 30)
+    assert (config.input, config.batch_size, config.labeling.min_face_size) == (("photos",), 16, 30)
     assert config.labeling.max_megapixels == 12.0
     assert config.labeling.detector_side == LabelConfig().labeling.detector_side
     assert config.date().isoformat() == "2026-11-20"

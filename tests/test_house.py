@@ -11,14 +11,16 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     {"errors"},
     {"config", "schema"},
-    {"command", "models", "metrics", "storage"},
-    {"decoder", "detector", "bundle", "dataset", "demo"},
-    {"manifest", "labeler"},
-    {"staging"},
-    {"pipeline", "publish", "report", "training"},
+    {"command", "models", "metrics", "folders", "s3"},
+    {"storage"},
+    {"decoder", "detector", "bundle", "dataset", "demo", "listing", "fetch", "views"},
+    {"due", "quarantine", "labeler", "documentation"},
+    {"manifest", "staging"},
+    {"pipeline", "publish", "training"},
+    {"report"},
     {"labeling"},
 ]
-RAY_ALLOWED = {"pipeline", "publish", "training", "labeling"}
+RAY_ALLOWED = {"pipeline", "publish", "training"}
 KERAS_ALLOWED = {"models", "bundle", "training", "labeler"}
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 import pytest
 from stores import FaultyProxy, S3Server
 
@@ -66,9 +65,8 @@ def test_two_nights_over_s3_label_everything_once_and_then_what_is_new(
     for file in Path(bundle.default_path()).iterdir():
         client.put_object(Bucket="nights", Key=f"models/best/{file.name}", Body=file.read_bytes())
     proxy = FaultyProxy(s3_server.endpoint, share=0.05)
-    night = LabelConfig(
-        ("s3://nights/in", "s3://nights/list.csv"), "s3://nights/in/tables", "s3://nights/models/best", proxy.endpoint, run_date="2026-11-20"
-    )
+    inputs = ("s3://nights/in", "s3://nights/list.csv")
+    night = LabelConfig(inputs, "s3://nights/in/tables", "s3://nights/models/best", proxy.endpoint, run_date="2026-11-20")
     try:
         summary, exit_code = label(night)
         assert (exit_code, summary["images_total"], summary["images_failed"], summary["faces_total"]) == (0, 9, 2, 7)
@@ -173,9 +171,7 @@ def test_an_image_that_kills_its_decoder_is_a_row_and_not_the_end(photographs: d
     assert rows(tmp_path / "out", "SELECT count(*) FROM {faces}") == [(39,)]
 
 
-def test_an_image_that_never_ends_is_found_out_too(
-    photographs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_that_never_ends_is_found_out_too(photographs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(POISON)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     hopper = photographs["grace_hopper"].read_bytes()

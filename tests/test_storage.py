@@ -170,7 +170,7 @@ def test_places_that_cannot_be_used_are_named(tmp_path: Path, s3_server: S3Serve
     for complaint, use in uses.items():
         with pytest.raises(StorageError, match=complaint):
             use()
-    with pytest.raises(AccessError, match="EndpointConnectionError.*check the endpoint"):
+    with pytest.raises(AccessError, match=r"EndpointConnectionError.*check the endpoint"):
         Storage("http://127.0.0.1:9").find("s3://bucket/key")
     for uri in ("gs://bucket/key", "s3://key:secret@bucket/x", "s3:///x"):
         with pytest.raises(UsageError) as caught:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import sqlglot
+from fsspec.implementations.local import LocalFileSystem
 from sqlglot import expressions
 
 from fer_ray import bundle
@@ -47,16 +48,11 @@ def archive(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Pat
     """
     root = tmp_path_factory.mktemp("archive")
     folder, output = root / "photos", root / "analyst's tables"
-    placed = {
-        "2019/a.png": "astronaut",
-        "2019/a again.png": "astronaut",
-        "2019/c.png": "camera",
-        "2020/c.png": "camera",
-        "2020/x.png": "coffee",
-    }
-    for name, photograph in placed.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(photographs[photograph], folder / name)
+    placed = {"astronaut": ["2019/a.png", "2019/a again.png"], "camera": ["2019/c.png", "2020/c.png"], "coffee": ["2020/x.png"]}
+    for photograph, names in placed.items():
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(photographs[photograph], folder / name)
     (folder / "broken.jpg").write_bytes(photographs["grace_hopper"].read_bytes()[:2000])
     model = str(bundle.read_metadata(bundle.default_path())["model_version"])
     other = other_bundle(root / "other model")
@@ -181,6 +177,50 @@ def test_a_tie_goes_to_the_greater_run_id_and_a_folder_of_any_name_will_do(archi
     expected = archive.latest_run | {name: "night-1" for name, run_id in archive.latest_run.items() if run_id == "backfill"}
     dates = {"night-1": "2026-11-20", "night-2": "2026-11-21"}
     assert sorted(latest) == sorted((str(archive.folder / name), run, dates[run], False) for name, run in expected.items())
+
+
+def test_a_run_that_commits_while_a_query_starts_is_seen_whole_or_not_at_all(archive: Archive, tmp_path: Path) -> None:
+    late = ["images/run_date=2026-11-21/night-2-0.parquet", "faces/run_date=2026-11-21/night-2-0.parquet", "runs/night-2.parquet"]
+    output, aside = shutil.copytree(archive.output, tmp_path / "tables"), tmp_path / "aside"
+    for name in late:
+        (aside / name).parent.mkdir(parents=True)
+        (output / name).rename(aside / name)
+    listings: list[str] = []
+    commit_at = 0
+
+    class Watched(LocalFileSystem):  # type: ignore[misc]
+        protocol = "watched"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return str(path).removeprefix("watched://")
+
+        def glob(self, path: str, **options: Any) -> list[str]:
+            found = list(super().glob(self._strip_protocol(path), **options))
+            listings.append(path)
+            if len(listings) == commit_at:
+                for name in late:
+                    (aside / name).rename(output / name)
+            return found
+
+    connection = duckdb.connect()
+    connection.register_filesystem(Watched())
+    connection.sql(duckdb_views(f"watched://{output}"))
+    for view in VIEWS:
+        query = f"SELECT image_uri, run_id FROM {view} ORDER BY ALL" if view != "runs" else "SELECT run_id FROM runs ORDER BY ALL"
+        before = connection.execute(query).fetchall()
+        listings.clear()
+        connection.execute(query)
+        moments, seen = len(listings), []
+        for commit_at in range(1, moments + 1):
+            listings.clear()
+            seen.append(connection.execute(query).fetchall())
+            commit_at = 0
+            after = connection.execute(query).fetchall()
+            for name in late:
+                (output / name).rename(aside / name)
+        assert after != before
+        assert [rows in (before, after) for rows in seen] == [True] * moments, view
 
 
 def test_athena_gets_the_types_of_the_files_and_the_rows_of_duckdb(archive: Archive) -> None:
