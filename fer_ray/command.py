@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 import types
 import typing
@@ -16,10 +17,19 @@ from fer_ray.errors import FerRayError, UsageError
 
 Config = TypeVar("Config")
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_TOO_MANY_FAILED = 0, 1, 2, 3
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143  # 128 and the number of the signal, as shells do
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was written), "
     "3 done but too many images failed. The last line of the output is a summary in JSON."
 )
+
+
+class _Terminated(BaseException):
+    """SIGTERM: `ray job stop`, a scheduler, a machine that shuts down."""
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    raise _Terminated
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,6 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
 def run_job(config_class: type[Config], job: Callable[[Config], tuple[Mapping[str, Any], int]], description: str) -> NoReturn:
     """Parse the command line into `config_class`, run `job`, print its summary as the last line, and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         config = parse(config_class, sys.argv[1:], description)
         summary, exit_code = job(config)
@@ -37,7 +48,10 @@ def run_job(config_class: type[Config], job: Callable[[Config], tuple[Mapping[st
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("error: interrupted; start the same command again to finish the run.", file=sys.stderr, flush=True)
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
+    except _Terminated:
+        print("error: terminated; start the same command again to finish the run.", file=sys.stderr, flush=True)
+        sys.exit(EXIT_TERMINATED)
     print(json.dumps(summary), flush=True)
     sys.exit(exit_code)
 

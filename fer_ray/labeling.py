@@ -101,8 +101,6 @@ def _execute(run: Run) -> dict[str, Any]:
             plan = write_plan(run, _due(run, counts), counts, datetime.datetime.now(datetime.UTC))
         print(f"run {run.run_id}: {plan.images:,} images to label, {plan.skipped:,} known, {report.printable(run.input_uri)}", flush=True)
         row = _label_and_publish(run, plan)
-        for run_id in clean_up(run, run.config.keep_days):
-            print(f"removed the unfinished work of run {run_id}: untouched for {run.config.keep_days:g} days", flush=True)
     except _stops() as error:
         if isinstance(error, UsageError):
             raise
@@ -110,9 +108,19 @@ def _execute(run: Run) -> dict[str, Any]:
             print(f"The run {run.run_id} was published by another process meanwhile.", flush=True)
             return read_run(run)
         raise FerRayError(f"The run {run.run_id} stopped ({_cause(error)}): start the same command again, and it goes on.") from error
+    _tidy(run)
     if run.config.picture or not run.config.input:
         print(f"picture: {report.draw_picture(run, run.config.picture or demo.PICTURE_IMAGES)}", flush=True)
     return row
+
+
+def _tidy(run: Run) -> None:
+    """Clean up by age; the run is committed, so trouble here is no trouble of the run."""
+    try:
+        for run_id in clean_up(run, run.config.keep_days):
+            print(f"removed the unfinished work of run {run_id}: untouched for {run.config.keep_days:g} days", flush=True)
+    except (StorageError, OSError) as error:
+        print(f"warning: old work could not be removed: {_cause(error)}", file=sys.stderr, flush=True)
 
 
 def _label_and_publish(run: Run, plan: Plan) -> dict[str, Any]:

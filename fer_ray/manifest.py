@@ -17,7 +17,7 @@ import itertools
 import json
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -187,9 +187,11 @@ def read_parts(run: Run, plan: Plan) -> list[Part]:
     return parts
 
 
-def open_manifest(run: Run, plan: Plan, file: int) -> pq.ParquetFile:
-    """A file of the manifest; its row groups are the parts. To be closed."""
-    return pq.ParquetFile(run.storage.open(_manifest_file(run, plan.attempt, file), read_ahead=1 << 18))
+@contextmanager
+def open_manifest(run: Run, plan: Plan, file: int) -> Iterator[pq.ParquetFile]:
+    """A file of the manifest; its row groups are the parts."""
+    with run.storage.open(_manifest_file(run, plan.attempt, file), read_ahead=1 << 18) as opened:
+        yield pq.ParquetFile(opened)
 
 
 def staged_file(run: Run, plan: Plan, part: Part) -> str:

@@ -6,11 +6,13 @@ import faulthandler
 import gc
 import itertools
 import logging
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -45,7 +47,10 @@ class LabelsImages(Protocol):
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), or start a local one; nothing if joined already."""
     if not ray.is_initialized():
+        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a thread that outlives the job must not start Ray again
+        on_terminate = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which prints a stack
 
 
 def label_to_staging(
@@ -62,7 +67,7 @@ def label_to_staging(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.memory_usage_poll_interval_s = None  # reading the memory map of a process with TensorFlow every second slows it
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised, and said once
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     workers = min(run.config.workers or cpus, cpus, len(parts))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -140,6 +145,7 @@ class LabelPart:
             "run_id": run.run_id,
         }
         self.manifest: tuple[int, pq.ParquetFile] = (-1, None)
+        self.opened = ExitStack()
         gc.freeze()  # what TensorFlow brought is there to stay; searching it for garbage again and again takes time
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +172,8 @@ class LabelPart:
 
     def _read_manifest(self, part: Part) -> pa.Table:
         if part.file != self.manifest[0]:
-            self.manifest = part.file, open_manifest(self.run, self.plan, part.file)
+            self.opened.close()
+            self.manifest = part.file, self.opened.enter_context(open_manifest(self.run, self.plan, part.file))
         return self.manifest[1].read_row_group(part.group)
 
     def _label(self, manifest: pa.Table, suspicious: bool) -> Iterator[LabeledImage]:

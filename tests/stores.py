@@ -55,6 +55,10 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def client(self) -> Any:
         return boto3.client(
             "s3",
