@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
 import types
@@ -24,12 +25,10 @@ EXIT_CODES = (
 )
 
 
-class _Terminated(BaseException):
-    """SIGTERM: `ray job stop`, a scheduler, a machine that shuts down."""
-
-
 def _terminate(number: int, frame: Any) -> NoReturn:
-    raise _Terminated
+    """SIGTERM (`ray job stop`, a scheduler, a machine that shuts down): end at once, since whatever is half done is done again."""
+    os.write(2, b"error: terminated; start the same command again to finish the run.\n")
+    os._exit(EXIT_TERMINATED)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,9 +48,6 @@ def run_job(config_class: type[Config], job: Callable[[Config], tuple[Mapping[st
     except KeyboardInterrupt:
         print("error: interrupted; start the same command again to finish the run.", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
-    except _Terminated:
-        print("error: terminated; start the same command again to finish the run.", file=sys.stderr, flush=True)
-        sys.exit(EXIT_TERMINATED)
     print(json.dumps(summary), flush=True)
     sys.exit(exit_code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import gc
 import itertools
@@ -146,6 +147,7 @@ class LabelPart:
         }
         self.manifest: tuple[int, pq.ParquetFile] = (-1, None)
         self.opened = ExitStack()
+        atexit.register(os._exit, 0)  # Ray 2.60 can lock up in its own exit handlers, and the process would stay in memory
         gc.freeze()  # what TensorFlow brought is there to stay; searching it for garbage again and again takes time
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
