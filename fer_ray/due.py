@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fer_ray.listing import as_batches
-from fer_ray.schema import IMAGES, LISTING, ImageEntry, Status
+from fer_ray.schema import IMAGES, LISTING, ImageEntry, Status, as_batches
 from fer_ray.storage import Storage, join
 
 MEMORY_LIMIT = "128MB"

@@ -29,7 +29,7 @@ from fer_ray.listing import check_inputs, list_images
 from fer_ray.manifest import Plan, Run, name_run, read_parts, read_plan, read_run, remove_work, unfinished, write_plan
 from fer_ray.publish import clean_up, commit
 from fer_ray.schema import SCHEMA_VERSION, ImageEntry, Status
-from fer_ray.storage import Storage, absolute
+from fer_ray.storage import Storage, absolute, join
 
 FAILURES = (Status.UNREADABLE, Status.UNDECODABLE, Status.TOO_LARGE)
 DRY_RUN_SAMPLE = 24
@@ -78,7 +78,8 @@ def _identify(config: LabelConfig) -> Run:
 
 def _listed(run: Run) -> Iterator[ImageEntry]:
     """The images of the input; an input without any is refused."""
-    entries = list_images(run.storage, run.inputs, run.output) if run.config.input else iter(demo.images())
+    indexes = None if run.config.dry_run else join(run.output, "_archives")
+    entries = list_images(run.storage, run.inputs, run.output, indexes) if run.config.input else iter(demo.images())
     try:
         first = next(entries, None)
     except StorageError as error:

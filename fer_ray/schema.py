@@ -2,8 +2,10 @@
 
 import datetime
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import pyarrow as pa
 
@@ -53,6 +55,7 @@ def emotion_of(name: str) -> str | None:
 
 
 SCHEMA_VERSION = 1
+ENTRIES_PER_BATCH = 8192
 LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 
@@ -160,6 +163,28 @@ RUNS = pa.schema(
         _SCHEMA_VERSION_FIELD,
     ]
 )
+
+
+def as_batches(entries: Iterable[ImageEntry]) -> Iterator[pa.RecordBatch]:
+    """The entries as Arrow batches of the schema LISTING."""
+    columns: dict[str, list[Any]] = {name: [] for name in LISTING.names}
+    appends = [(columns[name].append, name) for name in LISTING.names]
+    count = 0
+    for entry in entries:
+        for append, name in appends:
+            append(getattr(entry, name))
+        count += 1
+        if count == ENTRIES_PER_BATCH:
+            yield _batch(columns)
+            for values in columns.values():
+                values.clear()
+            count = 0
+    if count:
+        yield _batch(columns)
+
+
+def _batch(columns: dict[str, list[Any]]) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(columns[field.name], field.type) for field in LISTING], schema=LISTING)
 
 
 def image_id(image_uri: str) -> str:

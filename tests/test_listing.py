@@ -51,13 +51,20 @@ def test_images_in_tar_shards_are_listed_and_each_is_read_by_itself(where: str, 
     store.write(f"{folder}/00000.tar", shard(MEMBERS))
     store.write(f"{folder}/00001.tar", shard({"a.jpg": b"a" * 5000, "b.jpg": b"b" * 5000})[:4000])
     store.write(f"{folder}/00000_stats.json", b"{}")
-    entries = {entry.image_uri: entry for entry in list_images(store, [folder], folder + "/tables")}
+    entries = {entry.image_uri: entry for entry in list_images(store, [folder], folder + "/tables", folder + "/tables/_archives")}
     expected = [f"{folder}/00000.tar#{name}" for name in IMAGES]
     assert set(expected) < set(entries)
     assert {uri: store.read_image(entries[uri], 1) for uri in expected} == {uri: MEMBERS[uri.partition("#")[2]] for uri in expected}
     assert f"{folder}/00001.tar" in entries, "a broken shard has a row of its own"
     assert f"{folder}/00000_stats.json" in entries
     assert read_image_named(store, expected[1], 1) == b"second"
+    store.write(f"{folder}/tables/_archives/other", b"")
+    again = list_images(store, [folder], folder + "/tables", folder + "/tables/_archives")
+    assert {entry.image_uri: entry for entry in again} == entries, "from the index"
+    store.write(f"{folder}/00000.tar", shard({"new.jpg": b"new"}))
+    changed = {entry.image_uri for entry in list_images(store, [folder], folder + "/tables", folder + "/tables/_archives")}
+    assert f"{folder}/00000.tar#new.jpg" in changed
+    assert expected[0] not in changed
     if where == "s3":
         store.write(f"{folder}/00000.tar", b"other" * 9000)
         with pytest.raises(ImageError, match="it changed since it was listed"):
