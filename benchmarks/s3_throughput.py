@@ -1,11 +1,14 @@
 """How fast the labeling job reads from S3, against the same photographs in a folder.
 
-The store is moto's server on loopback, so the machine has to do the store's work too: its CPU time is shown, since a real
-store runs elsewhere. Both see the same photographs in alternating rounds, N and 2N of them; the rate comes from the
-difference, so that start-up drops out. Without --photos, the demo photographs are cut to 250 x 250 pixels (and to two
-megapixels with --large).
+The store runs on the same cores, unlike a real one, so its CPU time is shown beside. There are two: moto's server, which
+is written in Python and takes about as long to answer as a portrait takes to label; and nginx (apt-get install nginx-light),
+which answers the same signed requests for next to nothing but cannot list, so the images are named in a CSV. Folder and
+store see the same photographs in alternating rounds, N and 2N of them; the rate comes from the difference, so that start-up
+drops out. Without --photos, the demo photographs are cut to 250 x 250 pixels (and to two megapixels with --large).
 
-    .venv/bin/python benchmarks/s3_throughput.py [--photos DIR] [--large] [--images N] [--rounds R]
+First the CPU time of one GET is printed, as the storage layer reads and as boto3's get_object does.
+
+    .venv/bin/python benchmarks/s3_throughput.py [--store moto|nginx] [--photos DIR] [--large] [--images N] [--rounds R]
 """
 
 from __future__ import annotations
@@ -14,68 +17,135 @@ import argparse
 import itertools
 import json
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import boto3
 import psutil
 from label_throughput import PROCESSES, ROOT, Cost, draw_photographs, link_images, measure
 
 sys.path.insert(0, str(ROOT / "tests"))
-from stores import S3Server
+from stores import S3Server, free_port, wait_for
+
+from fer_ray.listing import list_images
+from fer_ray.storage import Storage
 
 BUCKET = "photographs"
 
 
-def upload(server: S3Server, folder: str, photographs: Iterable[Path], count: int) -> str:
-    client = server.client()
-    for number, photograph in zip(range(count), itertools.cycle(photographs), strict=False):
-        client.put_object(Bucket=BUCKET, Key=f"{folder}/{number:06d}{photograph.suffix}", Body=photograph.read_bytes())
-    return f"s3://{BUCKET}/{folder}"
+class MotoStore:
+    """moto's server; the images are found by listing a prefix."""
+
+    def __init__(self, root: Path) -> None:
+        self.server = S3Server()
+        os.environ.update(self.server.environment)
+        self.server.client().create_bucket(Bucket=BUCKET)
+        self.endpoint, self.processes = self.server.endpoint, [psutil.Process(self.server.pid)]
+
+    def upload(self, folder: Path) -> str:
+        for photograph in sorted(folder.iterdir()):
+            self.server.client().put_object(Bucket=BUCKET, Key=f"{folder.name}/{photograph.name}", Body=photograph.read_bytes())
+        return f"s3://{BUCKET}/{folder.name}"
+
+    def stop(self) -> None:
+        self.server.stop()
 
 
-def label(source: str, output: Path, server: S3Server) -> tuple[Cost, float]:
+class NginxStore:
+    """nginx over a folder; the images are named in a list."""
+
+    def __init__(self, root: Path) -> None:
+        os.environ.update(AWS_ACCESS_KEY_ID="any", AWS_SECRET_ACCESS_KEY="any", AWS_DEFAULT_REGION="us-east-1")  # nginx asks for none
+        self.root, port = root, free_port()
+        root.chmod(0o755)
+        (root / BUCKET).mkdir()
+        (root / "nginx.conf").write_text(
+            f"daemon off; user root; pid {root}/pid; error_log {root}/errors; events {{}} http {{ access_log off; "
+            f"server {{ listen 127.0.0.1:{port}; root {root}; keepalive_requests 1000000; }} }}"
+        )
+        self.process = subprocess.Popen(["nginx", "-p", str(root), "-c", str(root / "nginx.conf")])
+        wait_for(str(port))
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self.processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children()]
+
+    def upload(self, folder: Path) -> str:
+        (self.root / BUCKET / folder.name).symlink_to(folder)
+        uris = [f"s3://{BUCKET}/{folder.name}/{photograph.name}" for photograph in sorted(folder.iterdir())]
+        named = self.root / f"{folder.name}.csv"
+        named.write_text("\n".join(["image_uri", *uris]))
+        return str(named)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+Store = MotoStore | NginxStore
+
+
+def cpu_seconds(store: Store) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in store.processes)
+
+
+def label(source: str, output: Path, store: Store) -> tuple[Cost, float]:
     """What the job costs, and the CPU seconds of the store meanwhile."""
     command = [sys.executable, "jobs/label.py", "--input", source, "--output", str(output), "--workers", str(PROCESSES)]
-    before = psutil.Process(server.pid).cpu_times()
-    cost = measure([*command, "--s3-endpoint", server.endpoint], {})
-    after = psutil.Process(server.pid).cpu_times()
-    return cost, after.user + after.system - before.user - before.system
+    before = cpu_seconds(store)
+    cost = measure([*command, "--s3-endpoint", store.endpoint], {})
+    return cost, cpu_seconds(store) - before
+
+
+def compare_gets(store: Store, source: str) -> None:
+    """CPU milliseconds of a GET, as the storage layer reads and as boto3 does."""
+    entries = list(itertools.islice(list_images(Storage(store.endpoint), [source], ""), 500))
+    client = boto3.client("s3", endpoint_url=store.endpoint)
+    ways: dict[str, Callable[[str], object]] = {
+        "storage": lambda uri: Storage(store.endpoint).read(uri),
+        "boto3": lambda uri: client.get_object(Bucket=BUCKET, Key=uri.removeprefix(f"s3://{BUCKET}/"))["Body"].read(),
+    }
+    for name, read in [*ways.items()] * 2:
+        read(entries[0].image_uri)
+        started = time.process_time()
+        for entry in entries:
+            read(entry.image_uri)
+        print(f"a GET through {name}: {1000 * (time.process_time() - started) / len(entries):.2f} CPU-ms", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", choices=("moto", "nginx"), default="moto")
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
-    server = S3Server()
-    os.environ.update(server.environment)
-    server.client().create_bucket(Bucket=BUCKET)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            root = Path(scratch)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        (root / "store").mkdir()
+        root.chmod(0o755)
+        store = {"moto": MotoStore, "nginx": NginxStore}[arguments.store](root / "store")
+        try:
             photographs = sorted(p for p in arguments.photos.rglob("*") if p.is_file()) if arguments.photos else None
             photographs = photographs or draw_photographs(root / "photographs", arguments.large)
-            counts = (arguments.images, 2 * arguments.images)
-            sources = {
-                "folder": [str(link_images(root / f"folder{n}", photographs, n)) for n in counts],
-                "s3": [upload(server, f"{n}", photographs, n) for n in counts],
-            }
-            report(arguments.images, rounds(arguments.rounds, sources, root, server))
-    finally:
-        server.stop()
+            folders = [link_images(root / f"photographs{n}", photographs, n) for n in (arguments.images, 2 * arguments.images)]
+            sources = {"folder": [str(folder) for folder in folders], "s3": [store.upload(folder) for folder in folders]}
+            compare_gets(store, sources["s3"][0])
+            report(arguments.images, rounds(arguments.rounds, sources, root, store))
+        finally:
+            store.stop()
 
 
-def rounds(count: int, sources: dict[str, list[str]], root: Path, server: S3Server) -> dict[str, list[tuple[float, float, float]]]:
+def rounds(count: int, sources: dict[str, list[str]], root: Path, store: Store) -> dict[str, list[tuple[float, float, float]]]:
     """Of each place and round: the seconds, CPU seconds and store CPU seconds that N more images take."""
     figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sources}
     for number in range(count):
         for name, (once, twice) in sources.items():
             (first, first_store), (second, second_store) = (
-                label(source, root / f"{name}{number}{n}", server) for n, source in enumerate((once, twice))
+                label(source, root / f"{name}{number}{n}", store) for n, source in enumerate((once, twice))
             )
             more = (second.seconds - first.seconds, second.cpu_seconds - first.cpu_seconds, second_store - first_store)
             figures[name].append(more)

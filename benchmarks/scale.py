@@ -1,9 +1,9 @@
 """What everything but the labels costs: 10 thousand, 100 thousand and 1 million images through a labeler that does nothing.
 
-Each size runs in a process of its own, the driver of the run, over empty files in folders of 1,000. It goes through the
-steps of `fer_ray.labeling`, one by one: listing, planning, labeling, an interruption after which the second half of the
-parts is labeled again, publishing, and planning the next night against the rows just published. Then the command that a
-user starts, `jobs/label.py`, has a night with nothing new. Memory is the peak of the resident memory of the driver.
+Each size runs in processes of its own, the drivers of its nights, over empty files in folders of 1,000. The first night
+goes through the steps of `fer_ray.labeling` one by one: listing, planning, labeling, an interruption after which the second
+half of the parts is labeled again, publishing. The second night is planned against the rows just published, and then run by
+the command that a user starts, `jobs/label.py`, with nothing new. Memory is the peak of the resident memory of the driver.
 
     .venv/bin/python benchmarks/scale.py [--sizes 10000 100000 1000000] [--scratch DIR]
 """
@@ -49,6 +49,7 @@ ACTORS, LABELING = "starting actors", "labeling with no labeler"
 CHECKPOINT, REST = "loading the checkpoint", "labeling the lost half"
 TASKS, PUBLISHING, COMMIT = "starting a task", "publishing", "committing, cleaning up"
 LISTING_AGAIN, INCREMENTAL, NIGHT = "listing again", "planning the second night", "second night, the command"
+NIGHTS = ((LISTING, PLANNING, RAY, ACTORS, LABELING, CHECKPOINT, REST, TASKS, PUBLISHING, COMMIT), (LISTING_AGAIN, INCREMENTAL, NIGHT))
 PER_IMAGE = (PLANNING, LABELING, PUBLISHING, COMMIT)
 CONSTANT = (RAY, ACTORS, TASKS)
 
@@ -123,25 +124,30 @@ def make_images(folder: Path, count: int) -> None:
             (inside / f"IMG_{number:08d}.jpg").touch()
 
 
-def drive(images: Path, output: Path, count: int) -> dict[str, Phase]:
-    """What `labeling._execute` does on two nights, step by step."""
+def first_night(images: Path, output: Path, count: int) -> dict[str, Phase]:
+    """What `labeling._execute` does, step by step."""
     phases = Phases()
     run = named_run(images, output, FIRST_NIGHT)
     with phases.measured(LISTING, count):
         list_all(run)
-    counts = Counts()
     with phases.measured(PLANNING, count):
+        counts = Counts()
         plan = write_plan(run, labeling._due(run, counts), counts, datetime.datetime.now(datetime.UTC))
     check(plan.images == count, f"{plan.images} images were planned")
     row = label_and_publish(run, plan, phases)
     check(row["images_total"] == count, f"{row['images_total']} images were published")
+    return phases.by_name
 
-    second = named_run(images, output, SECOND_NIGHT)
+
+def second_night(images: Path, output: Path, count: int) -> dict[str, Phase]:
+    """Its plan, without anything written: every image is known."""
+    phases = Phases()
+    run = named_run(images, output, SECOND_NIGHT)
     with phases.measured(LISTING_AGAIN, count):
-        list_all(second)
-    counts = Counts()
+        list_all(run)
     with phases.measured(INCREMENTAL, count):
-        due = sum(len(table) for table in labeling._due(second, counts))
+        counts = Counts()
+        due = sum(len(table) for table in labeling._due(run, counts))
     check(due == 0 and counts.known == count, f"{due} images were due again, {counts.known} known")
     return phases.by_name
 
@@ -236,16 +242,19 @@ def nothing_new(images: Path, output: Path, count: int) -> Phase:
 
 
 def measure(count: int, folder: Path) -> dict[str, Phase]:
-    images, output = folder / "images", folder / "output"
     print(f"{count:,} images: making them", file=sys.stderr, flush=True)
-    make_images(images, count)
-    command = [sys.executable, __file__, "--worker", str(count), "--scratch", str(folder)]
-    driver = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if driver.returncode:
-        sys.exit(f"The driver of {count:,} images failed.")
-    phases = {name: Phase(**values) for name, values in json.loads(driver.stdout.splitlines()[-1]).items()}
-    phases[NIGHT] = nothing_new(images, output, count)
+    make_images(folder / "images", count)
+    phases = {**driven(1, count, folder), **driven(2, count, folder)}
+    phases[NIGHT] = nothing_new(folder / "images", folder / "output", count)
     return phases
+
+
+def driven(night: int, count: int, folder: Path) -> dict[str, Phase]:
+    """The steps of a night in a fresh process."""
+    command = [sys.executable, __file__, "--night", str(night), "--sizes", str(count), "--scratch", str(folder)]
+    driver = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    check(driver.returncode == 0, f"night {night} of {count:,} images failed")
+    return {name: Phase(**values) for name, values in json.loads(driver.stdout.splitlines()[-1]).items()}
 
 
 def per_image(phases: dict[str, Phase]) -> float:
@@ -254,8 +263,8 @@ def per_image(phases: dict[str, Phase]) -> float:
     return 1e6 * seconds / phases[PLANNING].images
 
 
-def driver_mb(phases: dict[str, Phase]) -> float:
-    return max(phase.peak_mb for name, phase in phases.items() if name != NIGHT)
+def driver_mb(phases: dict[str, Phase], night: int) -> float:
+    return max(phases[name].peak_mb for name in NIGHTS[night - 1])
 
 
 def report(sizes: dict[int, dict[str, Phase]]) -> None:
@@ -265,9 +274,10 @@ def report(sizes: dict[int, dict[str, Phase]]) -> None:
         print(f"{name:26}" + "".join(cells(phases[name]) for phases in sizes.values()))
     for name in (LABELING, REST):
         print(f"parts, {name:19}" + "".join(f"{phases[name].parts:>12,}{'':22}" for phases in sizes.values()))
-    both = "".join(f"{'':12}{per_image(phases):>10.1f}{driver_mb(phases):>12.0f}" for phases in sizes.values())
-    print(f"{'engine and tables':26}{both}")
-    print(f"(engine and tables: {' + '.join(PER_IMAGE)}; without {', '.join(CONSTANT)}; peak MB: of all steps of the driver)")
+    print(f"{'engine and tables':26}" + "".join(f"{'':12}{per_image(phases):>10.1f}{'':12}" for phases in sizes.values()))
+    for night in (1, 2):
+        print(f"{f'driver, night {night}':26}" + "".join(f"{'':22}{driver_mb(phases, night):>12.0f}" for phases in sizes.values()))
+    print(f"(engine and tables: {' + '.join(PER_IMAGE)}; without {', '.join(CONSTANT)})")
     figures = goals(sizes)
     steps = {count: {name: dataclasses.asdict(phase) for name, phase in phases.items()} for count, phases in sizes.items()}
     print(json.dumps({"phases": steps, "goals": figures}))
@@ -283,11 +293,12 @@ def goals(sizes: dict[int, dict[str, Phase]]) -> dict[str, float]:
     small, large = sizes[least], sizes[most]
     against = f"{most:,} against {least:,} images"
     figures = {
-        "driver_mb_more": round(driver_mb(large) - driver_mb(small), 1),
+        **{f"driver_mb_more_night_{night}": round(driver_mb(large, night) - driver_mb(small, night), 1) for night in (1, 2)},
         "time_per_image_ratio": round(per_image(large) / per_image(small), 2),
         "night_beyond_listing_s": round(large[NIGHT].seconds - large[LISTING_AGAIN].seconds, 1),
     }
-    judge(f"driver memory, {against}", figures["driver_mb_more"], " MB more", 100, 300)
+    judge(f"driver memory, first night, {against}", figures["driver_mb_more_night_1"], " MB more", 100, 300)
+    judge(f"driver memory, second night, {against}", figures["driver_mb_more_night_2"], " MB more", 100, 300)
     judge(f"time per image, {against}", figures["time_per_image_ratio"], "", 1.0, 1.2)
     judge(f"a night with nothing new, {most:,} known, beyond listing", figures["night_beyond_listing_s"], " s", 20, 60)
     for fewer, more in itertools.pairwise(sorted(sizes)):
@@ -305,10 +316,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="N")
     parser.add_argument("--scratch", type=Path, help="where to make files: a disk, or fsync costs nothing (default: the temporary folder)")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--night", type=int, choices=(1, 2), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        phases = drive(arguments.scratch / "images", arguments.scratch / "output", arguments.worker)
+    if arguments.night:
+        drive = first_night if arguments.night == 1 else second_night
+        phases = drive(arguments.scratch / "images", arguments.scratch / "output", arguments.sizes[0])
         print(json.dumps({name: dataclasses.asdict(phase) for name, phase in phases.items()}))
         return
     sizes = {}

@@ -22,6 +22,7 @@ from botocore.config import Config
 
 from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
 from fer_ray.schema import ImageEntry
+from fer_ray.signed_get import SignedGet
 
 SCHEME = "s3://"
 REQUEST_ATTEMPTS, BODY_ATTEMPTS = 8, 6
@@ -99,14 +100,15 @@ class ObjectStore:
         if length == 0:
             return b""
         bucket, key = split(uri)
-        request: dict[str, Any] = {"Bucket": bucket, "Key": key}
-        if length is not None:
-            request["Range"] = f"bytes={start}-{start + length - 1}"
+        headers = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
         if etag is not None:
-            request["IfMatch"] = f'"{etag}"'
+            headers["If-Match"] = f'"{etag}"'
+        content = _connection(self.endpoint).signed_get.read(bucket, key, limit, headers)
+        if content is not None:
+            return content
 
         def get() -> bytes:
-            answer = self._client.get_object(**request)
+            answer = self._client.get_object(Bucket=bucket, Key=key, **{name.replace("-", ""): text for name, text in headers.items()})
             if answer["ContentLength"] > limit:
                 answer["Body"].close()
                 raise TooLargeError(answer["ContentLength"])
@@ -184,7 +186,7 @@ class ObjectStore:
 
     @property
     def _client(self) -> Any:
-        return _client(self.endpoint)
+        return _connection(self.endpoint).client
 
 
 class ObjectFile(io.RawIOBase):
@@ -226,9 +228,15 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+@dataclass(frozen=True)
+class _Connection:
+    client: Any
+    signed_get: SignedGet
+
+
 @functools.lru_cache
-def _client(endpoint: str) -> Any:
-    """One client a process and store: threads share it and its connections."""
+def _connection(endpoint: str) -> _Connection:
+    """One a process and store: threads share it."""
     address = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
         retries={"mode": "standard", "total_max_attempts": REQUEST_ATTEMPTS},
@@ -240,7 +248,9 @@ def _client(endpoint: str) -> Any:
         s3={"addressing_style": "path" if address else "auto"},
     )
     try:
-        return boto3.Session().client("s3", endpoint_url=address, config=config)
+        session = boto3.Session()
+        client = session.client("s3", endpoint_url=address, config=config)
+        return _Connection(client, SignedGet(session, client, (CONNECT_SECONDS, READ_SECONDS), CONNECTIONS))
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise UsageError(f"The S3 client cannot be set up ({type(error).__name__}): check the AWS profile and the endpoint.") from error
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     {"errors"},
     {"config", "schema"},
-    {"command", "models", "metrics", "folders", "s3"},
+    {"command", "models", "metrics", "folders", "signed_get"},
+    {"s3"},
     {"storage"},
     {"decoder", "detector", "bundle", "dataset", "demo", "fetch", "views", "archives", "uri_lists"},
     {"listing"},
