@@ -127,7 +127,7 @@ def main() -> None:
         root = Path(scratch)
         (root / "store").mkdir()
         root.chmod(0o755)
-        store = {"moto": MotoStore, "nginx": NginxStore}[arguments.store](root / "store")
+        store: Store = NginxStore(root / "store") if arguments.store == "nginx" else MotoStore(root / "store")
         try:
             photographs = sorted(p for p in arguments.photos.rglob("*") if p.is_file()) if arguments.photos else None
             photographs = photographs or draw_photographs(root / "photographs", arguments.large)
