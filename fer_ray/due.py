@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,18 +17,22 @@ import pyarrow.parquet as pq
 from fer_ray.schema import IMAGES, LISTING, ImageEntry, Status, as_batches
 from fer_ray.storage import Storage, join
 
-MEMORY_LIMIT = "128MB"
+MEMORY_LIMIT = "64MB"
 ROWS_PER_BATCH = 16_384
+FIRST_LIMITED_BATCHES = 4
 _PUBLISHED = pa.schema([IMAGES.field(name) for name in ("image_uri", "size_bytes", "modified_at", "etag")])
 
-# The same image in the same state: 16 bytes instead of the URI keep the join small. An object store's etag tells the state,
-# otherwise time and size; a list of URIs that has neither says that nothing changed.
-_STATE = "md5_number(concat_ws(chr(31), {0}.image_uri, coalesce({0}.etag, epoch_us({0}.modified_at) || '/' || {0}.size_bytes, '')))"
-_MARKED = f"""
-    SELECT listed.*, published.state IS NOT NULL AS known
-    FROM listed LEFT JOIN (SELECT DISTINCT {_STATE.format("earlier")} AS state FROM earlier) AS published
-    ON {_STATE.format("listed")} = published.state
+# An object store's etag tells the state of an image, otherwise time and size; a list of URIs that has neither says that
+# nothing changed. Both sides go through one sort, which spills to disk at any size; a hash table of one side would not.
+_STATE = "coalesce(etag, epoch_us(modified_at) || '/' || size_bytes, '') AS state"
+_TOGETHER = f"""
+    SELECT *, {_STATE}, false AS published FROM listed
+    UNION ALL BY NAME
+    SELECT image_uri, {_STATE}, true AS published FROM earlier
+    ORDER BY image_uri, state, published DESC
 """  # noqa: S608 - constants of this module
+
+Published = Callable[[], Iterator[pa.RecordBatch]]
 
 
 @dataclass
@@ -37,43 +42,70 @@ class Counts:
     known: int = 0
 
 
-def due_images(entries: Iterable[ImageEntry], published: Iterator[pa.RecordBatch], limit: int | None, counts: Counts) -> Iterator[pa.Table]:
-    """The images that are due, each once and sorted by image_uri, as tables of the schema LISTING; sorting spills to disk.
+def due_images(entries: Iterable[ImageEntry], published: Published, limit: int | None, counts: Counts) -> Iterator[pa.Table]:
+    """The images that are due, each once and sorted by image_uri, as tables of the schema LISTING; memory stays flat.
 
-    With a `limit`, listing ends when so many are found. `counts` is complete once the tables are consumed.
+    `published` gives the images of committed runs, anew each time it is called. With a `limit`, listing ends when so many
+    are found. `counts` is complete once the tables are consumed.
     """
-    failures: list[Exception] = []
+    listed = as_batches(entries)
+    if limit is None:
+        yield from _due(listed, published, counts)
+        return
+    found: list[pa.Table] = []
+    for batches in (FIRST_LIMITED_BATCHES * 2**n for n in itertools.count()):
+        some = list(itertools.islice(listed, batches))
+        found += _due(iter(some), published, counts)
+        if not some or sum(map(len, found)) >= limit:
+            break
+    first = pa.concat_tables(found).slice(0, limit) if found else LISTING.empty_table()
+    yield from [first.sort_by("image_uri")] if len(first) else []
+
+
+def _due(listed: Iterator[pa.RecordBatch], published: Published, counts: Counts) -> Iterator[pa.Table]:
     last_uri = None
-    try:
-        for table in _marked(_remembering(as_batches(entries), failures), _remembering(published, failures), limit):
-            fresh = _without_repeats(table, last_uri)
-            last_uri = table["image_uri"][-1].as_py()
-            due = fresh.filter(pc.invert(fresh["known"]))
-            counts.known += len(fresh) - len(due)
-            yield due.select(LISTING.names).cast(LISTING)
-    except (duckdb.Error, pa.ArrowException):
-        if failures:
-            raise failures[0] from None
-        raise
+    for table in _marked(listed, published()):
+        fresh = _without_repeats(table, last_uri)
+        last_uri = table["image_uri"][-1].as_py()
+        due = fresh.filter(pc.invert(fresh["known"]))
+        counts.known += len(fresh) - len(due)
+        yield due.select(LISTING.names).cast(LISTING)
 
 
-def _marked(listed: Iterator[pa.RecordBatch], published: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.Table]:
-    """The listed images, sorted, with a column that says which are known."""
+def _marked(listed: Iterator[pa.RecordBatch], published: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The listed images, sorted, with a column that says which are known: those behind a published one of the same state."""
+    before: tuple[str | None, str | None, bool] = (None, None, False)
+    for table in _sorted_together(listed, published):
+        uris, states = (table[name].combine_chunks() for name in ("image_uri", "state"))
+        is_published = table["published"].to_numpy()
+        same = np.empty(len(table), bool)
+        same[0] = (uris[0].as_py(), states[0].as_py()) == before[:2]
+        same[1:] = pc.and_(pc.equal(uris[1:], uris[:-1]), pc.equal(states[1:], states[:-1])).to_numpy(zero_copy_only=False)
+        first_of_same = np.maximum.accumulate(np.where(same, -1, np.arange(len(table))))
+        known = np.where(first_of_same < 0, before[2], is_published[first_of_same])
+        before = (uris[-1].as_py(), states[-1].as_py(), bool(known[-1]))
+        marked = table.append_column("known", pa.array(known)).filter(pa.array(~is_published))
+        if len(marked):
+            yield marked
+
+
+def _sorted_together(listed: Iterator[pa.RecordBatch], published: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    failures: list[Exception] = []
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch, duckdb.connect() as connection:
-        # Without its own idea of which side is smaller, DuckDB holds 16 bytes of each published image and streams the listing.
         connection.execute(
-            f"SET memory_limit='{MEMORY_LIMIT}'; SET temp_directory='{scratch}'; SET streaming_buffer_size='64KB';"
-            f"SET threads={1 if limit else min(4, os.cpu_count() or 1)};"  # one reads less of the listing than a limit needs
-            "SET disabled_optimizers='join_order,build_side_probe_side'"
+            f"SET memory_limit='{MEMORY_LIMIT}'; SET threads=1; SET temp_directory='{scratch}'; SET streaming_buffer_size='64KB';"
+            "SET preserve_insertion_order=false"
         )
-        connection.register("listed", pa.RecordBatchReader.from_batches(LISTING, listed))
-        connection.register("earlier", pa.RecordBatchReader.from_batches(_PUBLISHED, published))
-        batches = connection.sql(_MARKED + ("" if limit else " ORDER BY image_uri")).to_arrow_reader(ROWS_PER_BATCH)
-        tables = (pa.Table.from_batches([batch]) for batch in batches if len(batch))
-        if limit is None:
-            yield from tables
-        elif first := list(_up_to(tables, limit)):
-            yield pa.concat_tables(first).sort_by("image_uri")
+        connection.register("listed", pa.RecordBatchReader.from_batches(LISTING, _remembering(listed, failures)))
+        connection.register("earlier", pa.RecordBatchReader.from_batches(_PUBLISHED, _remembering(published, failures)))
+        try:
+            for batch in connection.sql(_TOGETHER).to_arrow_reader(ROWS_PER_BATCH):
+                if len(batch):
+                    yield pa.Table.from_batches([batch])
+        except (duckdb.Error, pa.ArrowException):
+            if failures:
+                raise failures[0] from None
+            raise
 
 
 def _remembering(batches: Iterator[pa.RecordBatch], failures: list[Exception]) -> Iterator[pa.RecordBatch]:
@@ -103,17 +135,6 @@ def _labeled_in(storage: Storage, file: str, model_version: str) -> Iterator[pa.
             for batch in stored.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=columns, use_threads=False):
                 labeled = pc.and_(pc.equal(batch["model_version"], model_version), pc.not_equal(batch["status"], Status.UNREADABLE.value))
                 yield batch.filter(labeled).select(_PUBLISHED.names).cast(_PUBLISHED)
-
-
-def _up_to(tables: Iterator[pa.Table], limit: int) -> Iterator[pa.Table]:
-    """As much of the listing as holds `limit` due images."""
-    for table in tables:
-        due = pc.cumulative_sum(pc.cast(pc.invert(table["known"]), pa.int64()))
-        if due[-1].as_py() >= limit:
-            yield table.slice(0, pc.index(due, limit).as_py() + 1)
-            return
-        limit -= due[-1].as_py()
-        yield table
 
 
 def _without_repeats(table: pa.Table, last_uri: str | None) -> pa.Table:

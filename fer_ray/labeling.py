@@ -90,7 +90,9 @@ def _listed(run: Run) -> Iterator[ImageEntry]:
 
 
 def _due(run: Run, counts: Counts) -> Iterator[pa.Table]:
-    published = iter(()) if run.config.all else published_images(run.storage, run.output, run.model_version)
+    def published() -> Iterator[pa.RecordBatch]:
+        return iter(()) if run.config.all else published_images(run.storage, run.output, run.model_version)
+
     return due_images(_listed(run), published, run.config.limit, counts)
 
 

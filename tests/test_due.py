@@ -24,7 +24,7 @@ def published(*entries: ImageEntry) -> list[pa.RecordBatch]:
 
 def due(listed: Iterable[ImageEntry], known: list[pa.RecordBatch], limit: int | None = None) -> tuple[list[ImageEntry], int]:
     counts = Counts()
-    tables = list(due_images(listed, iter(known), limit, counts))
+    tables = list(due_images(listed, lambda: iter(known), limit, counts))
     return [ImageEntry(**row) for table in tables for row in table.to_pylist()], counts.known
 
 

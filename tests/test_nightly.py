@@ -187,7 +187,7 @@ def unnamed(tmp_path: Path) -> Run:
 
 def planned(run: Run, images: int) -> Any:
     counts = Counts()
-    due = due_images([ImageEntry(f"/{n:06d}.jpg", n, None) for n in range(images)], iter(()), None, counts)
+    due = due_images([ImageEntry(f"/{n:06d}.jpg", n, None) for n in range(images)], lambda: iter(()), None, counts)
     return write_plan(run, due, counts, datetime.datetime.now(datetime.UTC))
 
 
