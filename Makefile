@@ -8,7 +8,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 .PHONY: demo test lint docs clean
 
 demo: .venv/ready
-	$(BIN)/python jobs/label.py --output demo | tee demo.log
+	$(BIN)/python jobs/label.py --all --output demo | tee demo.log
 	@$(BIN)/python -c "import duckdb; print(duckdb.sql(\"SELECT parse_filename(image_uri) AS image, bbox_x AS x, bbox_y AS y, bbox_width AS width, bbox_height AS height, emotion, round(confidence, 3) AS confidence FROM 'demo/faces/*/*.parquet' QUALIFY rank() OVER (ORDER BY labeled_at DESC) <= 50 ORDER BY labeled_at DESC, image LIMIT 12\"))"
 	@grep '^picture: ' demo.log; rm -f demo.log
 

@@ -52,14 +52,15 @@ def due_images(entries: Iterable[ImageEntry], published: Published, limit: int |
     if limit is None:
         yield from _due(listed, published, counts)
         return
-    found: list[pa.Table] = []
+    first = LISTING.empty_table()
     for batches in (FIRST_LIMITED_BATCHES * 2**n for n in itertools.count()):
         some = list(itertools.islice(listed, batches))
-        found += _due(iter(some), published, counts)
-        if not some or sum(map(len, found)) >= limit:
+        found = pa.concat_tables([first, *_due(iter(some), published, counts)]).slice(0, limit).sort_by("image_uri")
+        first = _without_repeats(found, None)
+        if not some or len(first) >= limit:
             break
-    first = pa.concat_tables(found).slice(0, limit) if found else LISTING.empty_table()
-    yield from [first.sort_by("image_uri")] if len(first) else []
+    if len(first):
+        yield first
 
 
 def _due(listed: Iterator[pa.RecordBatch], published: Published, counts: Counts) -> Iterator[pa.Table]:
@@ -139,6 +140,8 @@ def _labeled_in(storage: Storage, file: str, model_version: str) -> Iterator[pa.
 
 def _without_repeats(table: pa.Table, last_uri: str | None) -> pa.Table:
     """The rows whose image_uri is not that of the row before."""
+    if not len(table):
+        return table
     uris = table["image_uri"].combine_chunks()
     different = pc.not_equal(uris[1:], uris[:-1])
     return table.filter(pa.concat_arrays([pa.array([uris[0].as_py() != last_uri]), different]))

@@ -112,7 +112,7 @@ def _execute(run: Run) -> dict[str, Any]:
             return read_run(run)
         raise FerRayError(f"The run {run.run_id} stopped ({_cause(error)}): start the same command again, and it goes on.") from error
     _tidy(run)
-    if run.config.picture or not run.config.input:
+    if row["images_total"] and (run.config.picture or not run.config.input):
         print(f"picture: {report.draw_picture(run, run.config.picture or demo.PICTURE_IMAGES)}", flush=True)
     return row
 

@@ -68,6 +68,8 @@ def test_a_limit_ends_the_listing_and_takes_the_first_that_are_due() -> None:
     found, known = due(listing(), published(*entries[:30_000]), limit=5)
     assert (found, known) == (entries[30_000:30_005], 30_000)
     assert pulled < 100_000
+    again = [*entries[:40_000], *entries[:50_000]]
+    assert due(again, [], limit=45_000)[0] == entries[:45_000], "an image that is listed twice counts once"
 
 
 def test_an_input_that_fails_in_the_middle_says_so_itself() -> None:
