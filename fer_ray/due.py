@@ -55,8 +55,8 @@ def due_images(entries: Iterable[ImageEntry], published: Published, limit: int |
     first = LISTING.empty_table()
     for batches in (FIRST_LIMITED_BATCHES * 2**n for n in itertools.count()):
         some = list(itertools.islice(listed, batches))
-        found = pa.concat_tables([first, *_due(iter(some), published, counts)]).slice(0, limit).sort_by("image_uri")
-        first = _without_repeats(found, None)
+        found = pa.concat_tables([first, *_due(iter(some), published, counts)]).sort_by("image_uri")
+        first = _without_repeats(found, None).slice(0, limit)
         if not some or len(first) >= limit:
             break
     if len(first):
