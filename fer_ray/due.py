@@ -14,10 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fer_ray.errors import StorageError
 from fer_ray.schema import IMAGES, LISTING, ImageEntry, Status, as_batches
 from fer_ray.storage import Storage, join
 
-MEMORY_LIMIT = "64MB"
+# What DuckDB's sort needs at least grows a little with the rows, however much it spills: 60 million fit into 128 MB, and
+# 20 million did not into 64 MB.
+MEGABYTES, MEGABYTES_PER_MILLION_ROWS = 96, 4
 ROWS_PER_BATCH = 16_384
 FIRST_LIMITED_BATCHES = 4
 _PUBLISHED = pa.schema([IMAGES.field(name) for name in ("image_uri", "size_bytes", "modified_at", "etag")])
@@ -94,25 +97,43 @@ def _sorted_together(listed: Iterator[pa.RecordBatch], published: Iterator[pa.Re
     failures: list[Exception] = []
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch, duckdb.connect() as connection:
         connection.execute(
-            f"SET memory_limit='{MEMORY_LIMIT}'; SET threads=1; SET temp_directory='{scratch}'; SET streaming_buffer_size='64KB';"
+            f"SET memory_limit='{MEGABYTES}MB'; SET threads=1; SET temp_directory='{scratch}'; SET streaming_buffer_size='64KB';"
             "SET preserve_insertion_order=false"
         )
-        connection.register("listed", pa.RecordBatchReader.from_batches(LISTING, _remembering(listed, failures)))
-        connection.register("earlier", pa.RecordBatchReader.from_batches(_PUBLISHED, _remembering(published, failures)))
+        room = _Room(connection)
+        connection.register("listed", pa.RecordBatchReader.from_batches(LISTING, _watched(listed, failures, room)))
+        connection.register("earlier", pa.RecordBatchReader.from_batches(_PUBLISHED, _watched(published, failures, room)))
         try:
             for batch in connection.sql(_TOGETHER).to_arrow_reader(ROWS_PER_BATCH):
                 if len(batch):
                     yield pa.Table.from_batches([batch])
-        except (duckdb.Error, pa.ArrowException):
+        except (duckdb.Error, pa.ArrowException) as error:
             if failures:
                 raise failures[0] from None
-            raise
+            reason = " ".join(str(error).split())[:200]
+            raise StorageError(f"The listing cannot be sorted ({reason}): see to space in {tempfile.gettempdir()}.") from error
 
 
-def _remembering(batches: Iterator[pa.RecordBatch], failures: list[Exception]) -> Iterator[pa.RecordBatch]:
+class _Room:
+    """Gives the sort more memory as rows come in."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.connection, self.rows = connection.cursor(), 0
+
+    def make(self, rows: int) -> None:
+        millions = self.rows // 1_000_000
+        self.rows += rows
+        if self.rows // 1_000_000 > millions:
+            limit = MEGABYTES + MEGABYTES_PER_MILLION_ROWS * (self.rows // 1_000_000)
+            self.connection.execute(f"SET memory_limit='{limit}MB'")
+
+
+def _watched(batches: Iterator[pa.RecordBatch], failures: list[Exception], room: _Room) -> Iterator[pa.RecordBatch]:
     """DuckDB reads the batches and would hide why they end."""
     try:
-        yield from batches
+        for batch in batches:
+            room.make(len(batch))
+            yield batch
     except Exception as error:
         failures.append(error)
         raise

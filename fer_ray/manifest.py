@@ -233,7 +233,7 @@ def _parts(due: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _part_size(first_row: int) -> int:
     """Rows of the part at a row; parts never reach over the end of a manifest file."""
-    size = min(max(first_row // 128, SMALLEST_PART), LARGEST_PART)
+    size = min(max(first_row // 64, SMALLEST_PART), LARGEST_PART)
     return min(size, ROWS_PER_FILE - first_row % ROWS_PER_FILE)
 
 

@@ -33,6 +33,7 @@ from fer_ray.staging import staging_table
 
 PROGRESS_SECONDS = 5.0
 MOST_BLOCKS = 4000
+TASKS_PER_WORKER, LEAST_IMAGES_PER_TASK = 8, 512  # a task costs Ray as much as some images cost the labeler
 STARTS_BEFORE_QUARANTINE = 2
 SECONDS_PER_BATCH = 900
 
@@ -74,7 +75,9 @@ def label_to_staging(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     progress = ray.remote(num_cpus=0, scheduling_strategy=here)(Progress).remote()
 
-    dataset = ray.data.from_items([vars(part) for part in parts], override_num_blocks=min(len(parts), MOST_BLOCKS)).map(
+    images = sum(part.rows for part in parts)
+    blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // LEAST_IMAGES_PER_TASK, MOST_BLOCKS)))
+    dataset = ray.data.from_items([vars(part) for part in parts], override_num_blocks=blocks).map(
         LabelPart,
         fn_constructor_args=(run, plan, progress, make_labeler or FetchingLabeler),
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
@@ -84,7 +87,6 @@ def label_to_staging(
     )
     consuming: Future[None] = Future()
     threading.Thread(target=_consume, args=(dataset, consuming), daemon=True).start()
-    images = sum(part.rows for part in parts)
     while not wait([consuming], timeout=PROGRESS_SECONDS).done:
         report_progress(ray.get(progress.read.remote()), images)
     if consuming.exception() and (reason := ray.get(progress.why_failed.remote())):
