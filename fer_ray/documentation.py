@@ -41,7 +41,7 @@ these tables to judge individuals.
   runs/<run_id>.parquet                            one row per run, written last
   views/duckdb.sql, views/athena.sql               the views, ready to load
   reports/<run_id>/                                pictures
-  _manifest/ _staging/                             work in progress: not for reading
+  _manifest/ _staging/ _archives/                  work in progress, and what tar shards hold: not for reading
 ```
 
 Parquet with zstd, flat columns of portable types, times in UTC. `image_id` and `run_id` together join `images` and `faces`; `run_id`

@@ -239,7 +239,9 @@ def _connection(endpoint: str) -> _Connection:
     """One a process and store: threads share it."""
     address = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": REQUEST_ATTEMPTS},
+        # Not "standard": its quota ends the retries of all images when a store is down for some seconds. This one goes on for
+        # half a minute on average.
+        retries={"mode": "legacy", "total_max_attempts": REQUEST_ATTEMPTS},
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
         max_pool_connections=CONNECTIONS,

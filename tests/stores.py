@@ -134,6 +134,14 @@ class FaultyProxy:
         self._loop.run_until_complete(runner.cleanup())
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        """Hand on; trouble between proxy and store is told on standard error, since it is none of the faults asked for."""
+        try:
+            return await self._hand_on(request)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            print(f"proxy: {request.method} {request.raw_path}: {error!r}", file=sys.stderr, flush=True)
+            return self._error(500, "InternalError")
+
+    async def _hand_on(self, request: web.Request) -> web.StreamResponse:
         path = request.raw_path
         if self.full and re.search(self.full, f"{request.method} {path}"):
             return self._error(507, "InsufficientStorage")
