@@ -118,17 +118,20 @@ output = "/data/tables"
 
 # pandas
 import pandas as pd
+
 runs = pd.read_parquet(f"{output}/runs")
 images = pd.read_parquet(f"{output}/images", filters=[("run_id", "in", list(runs["run_id"]))])
 
 # polars
 import polars as pl
+
 runs = pl.read_parquet(f"{output}/runs/*.parquet")
 images = pl.scan_parquet(f"{output}/images/*/*.parquet", hive_partitioning=True)
 images = images.filter(pl.col("run_id").is_in(runs["run_id"].to_list())).collect()
 
 # pyarrow
 import pyarrow.dataset as ds
+
 runs = ds.dataset(f"{output}/runs").to_table()
 images = ds.dataset(f"{output}/images", partitioning="hive").to_table(filter=ds.field("run_id").isin(runs["run_id"].to_pylist()))
 
