@@ -17,8 +17,27 @@ ARCHIVE = ".tar"
 MAX_HEADER_BYTES = 16 << 20
 
 _IN_ARCHIVES = frozenset(
-    f".{extension}"
-    for extension in "jpg jpeg jpe jfif png webp bmp gif tif tiff avif heic heif jp2 j2k pgm ppm pbm pnm".split()  # noqa: SIM905
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".jp2",
+        ".j2k",
+        ".pgm",
+        ".ppm",
+        ".pbm",
+        ".pnm",
+    )
 )
 
 

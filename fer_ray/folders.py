@@ -35,7 +35,7 @@ class FolderStore:
         """The file without its contents; None where there is none (or a folder)."""
         path = path_of_uri(uri)
         try:
-            found = os.stat(path)  # noqa: PTH116 - pathlib would not take a name that is no text
+            found = Path(path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -271,37 +272,33 @@ def _with_whole_body(get: Callable[[], bytes]) -> bytes:
     return get()
 
 
-class _explained:  # noqa: N801 - used like a function
+@contextmanager
+def _explained(uri: str, what: str) -> Iterator[None]:
     """Turns what boto3 raises into one sentence that names the address and what to do, without the store's own words."""
+    try:
+        yield
+    except boto3.exceptions.S3UploadFailedError as error:
+        raise _translated(error.__cause__ or error.__context__ or error, uri, what) from error
+    except (*_FAILURES, *_BROKEN_BODY) as error:
+        raise _translated(error, uri, what) from error
 
-    def __init__(self, uri: str, what: str) -> None:
-        self.uri, self.what = uri, what
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, boto3.exceptions.S3UploadFailedError):
-            error = error.__cause__ or error.__context__ or error
-        if isinstance(error, (*_FAILURES, *_BROKEN_BODY)):
-            raise self._translated(error) from error
-
-    def _translated(self, error: BaseException) -> Exception:
-        code = error.response.get("Error", {}).get("Code", "") if isinstance(error, botocore.exceptions.ClientError) else ""
-        if code in _MISSING:
-            return FileNotFoundError(self.uri)
-        if code in _EXISTS and self.what == "written":
-            return FileExistsError(self.uri)
-        if code in _EXISTS:
-            return AccessError(f"{self.uri} changed since it was listed: start a new run.", "it changed since it was listed")
-        if code in _WRONG_CREDENTIALS or isinstance(
-            error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)
-        ):
-            reason = code or "no complete credentials found"
-            return StorageError(f"The store refuses the credentials for {self.uri} ({reason}): check the AWS environment, profile or role.")
-        if code == "NoSuchBucket":
-            return AccessError(f"The bucket of {self.uri} does not exist: name an existing one.", "the bucket does not exist")
-        if code:
-            return AccessError(f"{self.uri} cannot be {self.what} ({code}): check the permissions and the store.", code)
-        reason = type(error).__name__
-        return AccessError(f"{self.uri} cannot be {self.what} ({reason}): check the endpoint and the network.", reason)
+def _translated(error: BaseException, uri: str, what: str) -> Exception:
+    code = error.response.get("Error", {}).get("Code", "") if isinstance(error, botocore.exceptions.ClientError) else ""
+    if code in _MISSING:
+        return FileNotFoundError(uri)
+    if code in _EXISTS and what == "written":
+        return FileExistsError(uri)
+    if code in _EXISTS:
+        return AccessError(f"{uri} changed since it was listed: start a new run.", "it changed since it was listed")
+    if code in _WRONG_CREDENTIALS or isinstance(
+        error, (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError)
+    ):
+        reason = code or "no complete credentials found"
+        return StorageError(f"The store refuses the credentials for {uri} ({reason}): check the AWS environment, profile or role.")
+    if code == "NoSuchBucket":
+        return AccessError(f"The bucket of {uri} does not exist: name an existing one.", "the bucket does not exist")
+    if code:
+        return AccessError(f"{uri} cannot be {what} ({code}): check the permissions and the store.", code)
+    reason = type(error).__name__
+    return AccessError(f"{uri} cannot be {what} ({reason}): check the endpoint and the network.", reason)
