@@ -59,7 +59,7 @@ def print_frame(fer2013: Path) -> None:
 
 
 def compare_crops(photos: Path, rows: list[dict[str, str]]) -> None:
-    config, model = LabelingConfig(), bundle.load(bundle.default_path())
+    config, model = LabelingConfig(), bundle.load(bundle.resolve(""))
     detector = FaceDetector(config.detector_side, config.min_face_score)
     images = [decode((photos / row["image"]).read_bytes(), 100, 720).pixels for row in rows]
     faces = [next(iter(detector.detect(image)[0]), None) for image in images]
@@ -140,7 +140,7 @@ def main() -> None:
 
 def print_validation(labeler: Labeler, fer2013: Path) -> None:
     """The bundled model's accuracy on FER-2013's PublicTest, from the saved weights."""
-    model = bundle.load(bundle.default_path())
+    model = bundle.load(bundle.resolve(""))
     hits: list[npt.NDArray[np.bool_]] = []
     for index, emotion in enumerate(labeler.classes):
         faces = [cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) for file in sorted((fer2013 / "validation" / emotion).iterdir())]

@@ -327,7 +327,7 @@ def main() -> None:
     for count in sorted(set(arguments.sizes)):
         with tempfile.TemporaryDirectory(prefix="fer-ray-scale-", dir=arguments.scratch) as folder:
             sizes[count] = measure(count, Path(folder))
-    print(f"{os.cpu_count()} CPUs, model {bundle.read_metadata(bundle.default_path())['model_version']}")
+    print(f"{os.cpu_count()} CPUs, model {bundle.read_metadata(bundle.resolve(""))['model_version']}")
     report(sizes)
 
 

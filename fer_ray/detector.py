@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fer_ray.config import CropGeometry
 from fer_ray.errors import UsageError
+from fer_ray.recipe import GRAY
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
@@ -132,40 +133,45 @@ def _network() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def crop_face(pixels: UInt8Array, face: Detection, size: int, geometry: CropGeometry) -> UInt8Array:
-    """The face as a gray square (size, size) uint8, cut from an image (h, w, 3) uint8 BGR; beyond its edge the edge is repeated."""
+def crop_face(pixels: UInt8Array, face: Detection, size: int, geometry: CropGeometry, color: str = GRAY) -> UInt8Array:
+    """The face as a square (size, size) gray or (size, size, 3) RGB uint8, cut from an image (h, w, 3) uint8 BGR.
+
+    Beyond the edge of the image its edge is repeated.
+    """
     x, y, width, height = face.bbox
     side = max(2.0, float(np.sqrt(max(width, 1) * max(height, 1))) * geometry.scale)
     centre = np.array([x + width / 2 + geometry.shift_x * side, y + height / 2 + geometry.shift_y * side])
     (left_x, left_y), (right_x, right_y) = face.landmarks[0].tolist(), face.landmarks[1].tolist()
     angle = geometry.rotation * float(np.arctan2(left_y - right_y, left_x - right_x))
-    gray, origin, shrink = _shrunk_surroundings(pixels, centre, side, size)
+    region, origin, shrink = _shrunk_surroundings(pixels, centre, side, size, color)
     # Output pixel (i, j) shows the point centre + R(angle) ((i, j) - middle) * step; +-0.5 because pixel centres are at integers.
     step = side / size / shrink
     cosine, sine = np.cos(angle) * step, np.sin(angle) * step
     matrix = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0]])
     matrix[:, 2] = (centre - origin) / shrink - 0.5 - matrix[:, :2] @ np.full(2, (size - 1) / 2)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(gray, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+    return np.asarray(cv2.warpAffine(region, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
 
 
 def _shrunk_surroundings(
-    pixels: UInt8Array, centre: npt.NDArray[np.float64], side: float, size: int
+    pixels: UInt8Array, centre: npt.NDArray[np.float64], side: float, size: int, color: str
 ) -> tuple[UInt8Array, npt.NDArray[np.float64], int]:
-    """The gray part of the image around a crop, its origin, and the whole factor by which it was shrunk against aliasing."""
+    """The part of the image, in the colour asked for, around a crop, its origin, and the whole factor by which it was shrunk against aliasing."""
     shrink = max(1, int(side / size))
     reach = side * 0.75 + 2 * shrink  # the half diagonal of a rotated crop and the pixels that interpolation looks at
     high = np.array(pixels.shape[1::-1])
     low_corner = np.clip(np.floor(centre - reach), 0, high - 1).astype(int)
     high_corner = np.clip(np.ceil(centre + reach), low_corner + 1, high).astype(int)
     region = pixels[low_corner[1] : high_corner[1], low_corner[0] : high_corner[0]]
-    gray = np.asarray(cv2.cvtColor(region, cv2.COLOR_BGR2GRAY), np.uint8)
+    code = cv2.COLOR_BGR2GRAY if color == GRAY else cv2.COLOR_BGR2RGB
+    region = np.asarray(cv2.cvtColor(region, code), np.uint8)
     if shrink > 1:
-        target = (max(1, round(gray.shape[1] / shrink)), max(1, round(gray.shape[0] / shrink)))
-        gray = np.asarray(cv2.resize(gray, target, interpolation=cv2.INTER_AREA), np.uint8)
-    return gray, low_corner.astype(np.float64), shrink
+        target = (max(1, round(region.shape[1] / shrink)), max(1, round(region.shape[0] / shrink)))
+        region = np.asarray(cv2.resize(region, target, interpolation=cv2.INTER_AREA), np.uint8)
+    return region, low_corner.astype(np.float64), shrink
 
 
 def sharpness(crop: UInt8Array) -> float:
-    """Variance of the Laplacian of a gray crop: low where it is blurred (Pech-Pacheco et al. 2000)."""
-    return float(cv2.Laplacian(crop, cv2.CV_64F).var())
+    """Variance of the Laplacian of a crop in gray: low where it is blurred (Pech-Pacheco et al. 2000)."""
+    gray = crop if crop.ndim == 2 else cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
+    return float(cv2.Laplacian(gray, cv2.CV_64F).var())

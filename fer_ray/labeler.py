@@ -18,7 +18,6 @@ from fer_ray.decoder import DecodedImage, decode
 from fer_ray.detector import Detection, FaceDetector, crop_face, sharpness
 from fer_ray.errors import ImageError
 from fer_ray.listing import read_image_named
-from fer_ray.metrics import softmax
 from fer_ray.schema import Status
 from fer_ray.storage import Storage
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 UInt8Array = npt.NDArray[np.uint8]
 UNKNOWN = "unknown"
-NETWORK_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Labeler:
         if threads:
             _limit_threads(threads)
         self.config = config or LabelingConfig()
-        self._bundle = bundle.load(model or bundle.default_path())
+        self._bundle = bundle.load(bundle.resolve(model or ""), self.config.flip)
         self._detector = FaceDetector(self.config.detector_side, self.config.min_face_score, threads)
         self.model_version = self._bundle.model_version
         self.classes = self._bundle.classes
@@ -104,7 +102,7 @@ class Labeler:
         """
         prepared = [self._prepare(image) for image in images]
         crops = [crop for one in prepared for crop in one.crops]
-        probabilities = iter(self._probabilities(crops))
+        probabilities = iter(self._bundle.probabilities(np.stack(crops)) if crops else ())
         return [self._finish(one, [next(probabilities) for _ in one.crops]) for one in prepared]
 
     def _prepare(self, image: str | Path | bytes | UInt8Array | ImageError) -> _Prepared:
@@ -128,22 +126,8 @@ class Labeler:
         left_out = doubtful + len(found) - len(faces)
         status = Status.OK if faces else Status.NO_FACE
         image = _described(content, status, None, width=decoded.width, height=decoded.height, left_out_count=left_out)
-        crops = [crop_face(decoded.pixels, face, self._bundle.image_size, self._bundle.crop) for face in faces]
+        crops = [crop_face(decoded.pixels, face, self._bundle.image_size, self._bundle.crop, self._bundle.color) for face in faces]
         return _Prepared(image, decoded.scale, faces, crops)
-
-    def _probabilities(self, crops: list[UInt8Array]) -> npt.NDArray[np.float64]:
-        """(n, classes), all crops in as few calls as fit the memory.
-
-        Many crops are filled up to a multiple of 8: TensorFlow prepares itself for every new number, which costs as much as
-        dozens of crops.
-        """
-        if not crops:
-            return np.empty((0, len(self.classes)))
-        padding = -len(crops) % 8 if len(crops) > 8 else 0
-        stacked = np.stack(crops + [np.zeros_like(crops[0])] * padding)[..., None].astype(np.float32)
-        chunks = range(0, len(stacked), NETWORK_BATCH)
-        logits = np.concatenate([self._bundle.network.predict_on_batch(stacked[i : i + NETWORK_BATCH]) for i in chunks])
-        return softmax(logits[: len(crops)], self._bundle.temperature)
 
     def _finish(self, prepared: _Prepared, probabilities: list[npt.NDArray[np.float64]]) -> LabeledImage:
         image = prepared.image

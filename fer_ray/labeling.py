@@ -66,9 +66,9 @@ def _identify(config: LabelConfig) -> Run:
     try:
         output = absolute(config.output or demo.OUTPUT, "output")
         inputs = check_inputs(storage, config.input) if config.input else (demo.INPUT,)
-        model = absolute(config.model, "model") if config.model else bundle.default_path()
+        model = absolute(bundle.resolve(config.model), "model")
         with bundle.local_copy(storage, model) as folder:
-            model_version = bundle.read_metadata(folder)["model_version"]
+            model_version = bundle.version_of(bundle.read_metadata(folder), config.labeling.flip)
         if not config.dry_run:
             storage.check_writable(output)
         return name_run(Run(config.run_id, config.date(), inputs, output, model, model_version, config, storage))

@@ -39,7 +39,7 @@ def test_a_saved_model_gives_the_same_logits_when_loaded(tmp_path: Path) -> None
 
 
 def test_light_and_contrast_of_a_face_change_nothing() -> None:
-    loaded = bundle.load(bundle.default_path())
+    loaded = bundle.load(bundle.resolve(""))
     faces = np.random.default_rng(0).uniform(100, 200, (4, 48, 48, 1)).astype(np.float32)
     darker = faces * 0.6 + 10
     assert loaded.network.predict_on_batch(darker) == pytest.approx(loaded.network.predict_on_batch(faces), abs=0.02)
@@ -119,8 +119,8 @@ def test_weights_that_would_fill_the_memory_are_refused_before_they_are_read(sav
 
 
 def test_the_bundled_model_is_small_and_says_what_it_is() -> None:
-    metadata = bundle.read_metadata(bundle.default_path())
-    size = sum(file.stat().st_size for file in Path(bundle.default_path()).iterdir())
+    metadata = bundle.read_metadata(bundle.resolve(""))
+    size = sum(file.stat().st_size for file in Path(bundle.resolve("")).iterdir())
     assert size <= 12e6
     assert metadata["metrics"]["validation"]["accuracy"] >= 0.65
     assert metadata["metrics"]["validation"]["ece"] < 0.05

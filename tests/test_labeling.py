@@ -198,7 +198,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(tmp_path: Pat
     (tmp_path / "file").touch()
     (tmp_path / "photos").mkdir()
     shutil.copy(photographs["coffee"], tmp_path / "photos")
-    newer = shutil.copytree(bundle.default_path(), tmp_path / "newer")
+    newer = shutil.copytree(bundle.resolve(""), tmp_path / "newer")
     (newer / "bundle.json").write_text(json.dumps(json.loads((newer / "bundle.json").read_text()) | {"format_version": 9}))
     (tmp_path / "unknown.yaml").write_text("colour: red")
     photos, output = ["--input", tmp_path / "photos"], tmp_path / "out"

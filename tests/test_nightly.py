@@ -62,7 +62,7 @@ def test_two_nights_over_s3_label_everything_once_and_then_what_is_new(
         client.put_object(Bucket="nights", Key="in/00000.tar", Body=buffer.getvalue())
     client.put_object(Bucket="nights", Key="in/forbidden.jpg", Body=hopper)
     client.put_object(Bucket="nights", Key="list.csv", Body=b"uri\ns3://nights/in/2026/a b.jpg\ns3://nights/vanished.jpg\n")
-    for file in Path(bundle.default_path()).iterdir():
+    for file in Path(bundle.resolve("")).iterdir():
         client.put_object(Bucket="nights", Key=f"models/best/{file.name}", Body=file.read_bytes())
     proxy = FaultyProxy(s3_server.endpoint, share=0.05)
     inputs = ("s3://nights/in", "s3://nights/list.csv")

@@ -56,7 +56,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Pat
     (folder / "2018").mkdir()
     (folder / "2018" / "a.png").write_bytes(photographs["astronaut"].read_bytes() + b"the same picture in other bytes")
     (folder / "broken.jpg").write_bytes(photographs["grace_hopper"].read_bytes()[:2000])
-    model = str(bundle.read_metadata(bundle.default_path())["model_version"])
+    model = str(bundle.read_metadata(bundle.resolve(""))["model_version"])
     other = other_bundle(root / "other model")
 
     def run(run_id: str, run_date: str, inputs: Path = folder, **options: Any) -> None:
@@ -85,7 +85,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Pat
 
 def other_bundle(folder: Path) -> str:
     """A model that is never sure, and says happy for surprise and surprise for happy."""
-    shutil.copytree(bundle.default_path(), folder)
+    shutil.copytree(bundle.resolve(""), folder)
     file = folder / bundle.METADATA_FILE
     content = json.loads(file.read_text())
     swapped = {"happy": "surprise", "surprise": "happy"}

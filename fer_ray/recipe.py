@@ -1,0 +1,215 @@
+"""What a training is made of: the data set, the network, the augmentation, and how the weights are found."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from fer_ray.errors import UsageError
+from fer_ray.options import check, check_positive, check_share, option
+from fer_ray.schema import EMOTIONS
+
+MAX_BLOCKS, MAX_WIDTH, MAX_WEIGHTS, MAX_SIDE = 64, 4096, 400_000_000, 512
+GRAY, RGB = "gray", "rgb"
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Where labeled faces lie and how their labels are read; `fer_ray.dataset` says which layouts are known."""
+
+    dataset: str = option("", "split folders, one folder per emotion, fer2013.csv, s3://bucket/prefix, or kaggle:owner/dataset (required)")
+    ferplus: str = option("", "CSV of FER+ votes for these images, this project's layout or Microsoft's fer2013new.csv")
+    ferplus_labels: str = option("soft", "train on the distribution of the votes, or on the majority", ("soft", "majority"))
+    classes: tuple[str, ...] = option((), "use only images of these emotions (default: those of the data set; eight with --ferplus)")
+    validation_share: float = option(0.2, "share of the training images for validation, where the data set has no such split")
+    split_seed: int = option(0, "seed of that split, which is stratified by emotion")
+    keep_duplicates: bool = option(False, "train also on images whose very content stands in validation or test too")
+    limit: int | None = option(None, "read only the first N images of each class and split, for a small try")
+    s3_endpoint: str = option("", "address of an S3-compatible store (default: AWS_ENDPOINT_URL, or AWS)")
+
+    def __post_init__(self) -> None:
+        check(bool(self.dataset), "Which data set? Give --dataset FOLDER.")
+        check(0 < self.validation_share < 1, f"The setting validation_share must lie between 0 and 1, not {self.validation_share}.")
+        check(self.limit is None or self.limit > 0, "The setting limit must be above 0.")
+        check(set(self.classes) <= set(EMOTIONS), f"The setting classes takes {', '.join(EMOTIONS)}.")
+        check(len(set(self.classes)) == len(self.classes) != 1, "The setting classes must name two different emotions at least.")
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """What an architecture uses where nothing else is asked for."""
+
+    image_size: int = 48
+    color: str = GRAY
+    stem: int = 0
+    widths: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
+    dense: tuple[int, ...] = ()
+    dropout: float = 0.25
+
+
+ARCHITECTURES = {
+    "residual": _Defaults(stem=24, widths=(32, 64, 128), depths=(2, 2, 2), dropout=0.3),
+    "cnn_32_64_128": _Defaults(widths=(32, 64, 128), dense=(128,)),
+    "cnn_64_128_512": _Defaults(widths=(64, 128, 512), dense=(256, 512)),
+    "vgg": _Defaults(widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), dense=(1024, 1024), dropout=0.5),
+    "efficientnet_b0": _Defaults(96, RGB, dropout=0.3),
+    "resnet50_v2": _Defaults(96, RGB, dropout=0.3),
+    "mobilenet_v2": _Defaults(96, RGB, dropout=0.3),
+    "vgg16": _Defaults(96, RGB, dense=(256,), dropout=0.5),
+}
+PRETRAINED = ("efficientnet_b0", "resnet50_v2", "mobilenet_v2", "vgg16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network by name, and its sizes; what is left at 0 or empty becomes the architecture's own, and is then in the field."""
+
+    architecture: str = option("residual", "the network", tuple(ARCHITECTURES))
+    image_size: int = option(0, "side of the square input in pixels (default: 48, or 96 for the networks of Keras Applications)")
+    stem: int = option(0, "filters of the first convolution (residual)")
+    widths: tuple[int, ...] = option((), "filters of each stage (own networks)")
+    depths: tuple[int, ...] = option((), "blocks of each stage (residual), convolutions of each stage (vgg)")
+    dense: tuple[int, ...] = option((), "units of the fully connected layers before the last (own networks but residual; vgg16)")
+    attention_reduction: int = option(8, "squeeze-and-excitation narrows the channels by this factor (residual)")
+    dropout: float | None = option(None, "share of features dropped while training (default: the architecture's own)")
+
+    def __post_init__(self) -> None:
+        check(self.architecture in ARCHITECTURES, f"The architecture {self.architecture!r} is unknown: upgrade fer_ray, or retrain.")
+        defaults = ARCHITECTURES[self.architecture]
+        for name in ("image_size", "stem", "widths", "depths", "dense"):
+            object.__setattr__(self, name, getattr(self, name) or getattr(defaults, name))
+        object.__setattr__(self, "dropout", defaults.dropout if self.dropout is None else self.dropout)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        sizes = (self.image_size, self.attention_reduction, *self.widths, *self.depths, *self.dense)
+        whole = all(isinstance(size, int) and 0 < size <= MAX_WIDTH for size in sizes) and isinstance(self.stem, int)
+        check(whole and 0 <= self.stem <= MAX_WIDTH, f"The model's sizes must be whole numbers between 1 and {MAX_WIDTH}.")
+        check(8 <= self.image_size <= MAX_SIDE, f"The setting image_size must lie between 8 and {MAX_SIDE} pixels.")
+        defaults = ARCHITECTURES[self.architecture]
+        stages = len(self.widths) == len(self.depths) or not defaults.depths
+        fixed = bool(defaults.widths) or not self.widths
+        check(stages and fixed, f"The architecture {self.architecture} needs one depth for each of its widths, or has neither.")
+        check(self.architecture != "residual" or self.stem > 0, "The architecture residual needs a stem.")
+        check(sum(self.depths) <= MAX_BLOCKS and len(self.widths) <= 8, f"The model may have {MAX_BLOCKS} blocks in 8 stages at most.")
+        check(self.image_size >> len(self.widths) > 0, "The model has more stages than its image_size can be halved.")
+        weights = sum(2 * 25 * width * width * depth for width, depth in zip(self.widths, self.depths or (1,) * 8, strict=False))
+        check(weights <= MAX_WEIGHTS, f"The model would have more than {MAX_WEIGHTS:,} weights: make it narrower or shallower.")
+        number = isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1
+        check(number, "The setting dropout must lie between 0 and 1.")
+
+    @property
+    def color(self) -> str:
+        """What the network takes: `gray` (n, s, s, 1) or `rgb` (n, s, s, 3)."""
+        return ARCHITECTURES[self.architecture].color
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The configuration as JSON gives it, with lists for tuples.
+
+        Raises:
+            UsageError: an unknown key or a value of a wrong type or size.
+        """
+        arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        try:
+            return cls(**arguments)
+        except TypeError as error:
+            raise UsageError(f"The model configuration does not fit the architecture ({error}).") from error
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of the training images, drawn anew every epoch."""
+
+    flip: bool = option(True, "mirror half of the training images")
+    rotation: float = option(20.0, "rotate by up to this many degrees")
+    zoom: float = option(0.2, "enlarge or shrink by up to this share")
+    shift: float = option(0.1, "shift by up to this share of the side")
+    brightness: float = option(0.15, "brighten or darken by up to this share of the full range")
+    contrast: float = option(0.3, "raise or lower the contrast by up to this share")
+    blur: float = option(0.7, "blur a quarter of the images by up to this many pixels (sigma)")
+    erasing: float = option(0.4, "share of the images of which a rectangle is erased")
+
+    def __post_init__(self) -> None:
+        check_share(self, "shift", "brightness", "contrast", "erasing")
+        check(0 <= self.zoom < 1, f"The setting zoom must lie between 0 and 1, not {self.zoom}.")
+        check(0 <= self.rotation <= 180 and 0 <= self.blur <= 5, "The setting rotation must lie in 0..180 and blur in 0..5.")
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """How the weights are found: everything that `train_epochs` needs beside data, network and augmentation."""
+
+    epochs: int = option(45, "passes over the training images at most")
+    batch_size: int = option(128, "images per step, over all workers")
+    optimizer: str = option("adamw", "the optimizer; sgd has Nesterov momentum 0.9", ("adamw", "adam", "sgd"))
+    learning_rate: float = option(2e-3, "the highest learning rate")
+    weight_decay: float = option(0.05, "decoupled weight decay of adamw, L2 per step of sgd; not on biases and normalisation")
+    schedule: str = option("cosine", "how the learning rate falls: to zero over all epochs, or on a plateau", ("cosine", "plateau"))
+    warmup_epochs: float = option(2.0, "epochs over which the learning rate rises")
+    plateau_patience: int = option(4, "epochs without gain before the learning rate falls (schedule plateau)")
+    plateau_factor: float = option(0.2, "what the learning rate is multiplied with then")
+    patience: int = option(8, "stop after this many epochs without gain in validation accuracy; the best epoch is kept")
+    label_smoothing: float = option(0.1, "probability spread evenly over the classes")
+    mixup: float = option(0.0, "alpha of the Beta distribution that mixes pairs of training images; 0 turns it off")
+    class_weights: str = option("none", "weigh rare classes more, by the inverse of their share or its root", ("none", "root", "balanced"))
+    weight_average: float = option(0.995, "decay per step of the moving average of the weights that is evaluated and saved; 0 turns it off")
+    precision: str = option("float32", "arithmetic of the layers; bfloat16 is faster on recent CPUs and GPUs", ("float32", "bfloat16"))
+    frozen_epochs: int = option(0, "epochs with a frozen base first (networks of Keras Applications and --start-from)")
+    fine_tune_from: float = option(0.0, "share of the base's layers, from the input, that stays frozen afterwards")
+    seed: int = option(7, "seed of initial weights, order and augmentation")
+
+    def __post_init__(self) -> None:
+        check_positive(self, "epochs", "batch_size", "learning_rate", "patience", "plateau_patience")
+        check(min(self.weight_decay, self.warmup_epochs, self.mixup, self.frozen_epochs) >= 0, "The settings must not be negative.")
+        check(0 <= self.label_smoothing < 1 and 0 <= self.weight_average < 1, "label_smoothing and weight_average must lie in 0..1.")
+        check(0 < self.plateau_factor < 1, f"The setting plateau_factor must lie between 0 and 1, not {self.plateau_factor}.")
+        check_share(self, "fine_tune_from")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that makes a model from data; a bundle records it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `jobs/train.py` can be told."""
+
+    output: str = option("", "folder to write the model bundle to; must not exist yet (required)")
+    weights: str = option(
+        "imagenet", "initial weights of Keras Applications: imagenet (a download), none, or a Keras weights file"
+    )
+    start_from: str = option(
+        "", "bundle to fine-tune: its network is taken, with a new last layer where the classes differ"
+    )
+    resume: bool = option(False, "go on from the last checkpoint of a training into the same output that was ended")
+    workers: int = option(1, "Ray Train workers with synchronised gradients; each takes a share of every batch")
+    use_gpu: bool = option(False, "give every worker a GPU of the cluster")
+    max_failures: int = option(2, "how often a dead worker is replaced before the training fails")
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
+        check_positive(self, "workers")
+        check(self.max_failures >= 0, "The setting max_failures must not be negative.")
+        even = self.recipe.optimization.batch_size % self.workers == 0
+        check(even, f"The batch of {self.recipe.optimization.batch_size} images cannot be shared evenly by {self.workers} workers.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as the bundle records them: all but the places, which say nothing about the model."""
+        return {
+            "workers": self.workers,
+            "dataset": {
+                key: value for key, value in dataclasses.asdict(self.data).items() if key not in ("dataset", "ferplus", "s3_endpoint")
+            }
+            | {"ferplus": bool(self.data.ferplus)},
+            **dataclasses.asdict(self.recipe),
+        }
