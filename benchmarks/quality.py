@@ -17,12 +17,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray import Labeler, bundle
+from fer_ray.calibration import calibrate
 from fer_ray.config import CropGeometry, LabelingConfig
+from fer_ray.dataset import load_dataset
 from fer_ray.decoder import decode
 from fer_ray.detector import FaceDetector, crop_face
+from fer_ray.recipe import DatasetConfig
 from fer_ray.schema import Status
 
 Box = tuple[float, float, float, float]
@@ -59,7 +61,7 @@ def print_frame(fer2013: Path) -> None:
 
 
 def compare_crops(photos: Path, rows: list[dict[str, str]]) -> None:
-    config, model = LabelingConfig(), bundle.load(bundle.resolve(""))
+    config, model = LabelingConfig(), bundle.load(bundle.resolve(bundle.DEFAULT))
     detector = FaceDetector(config.detector_side, config.min_face_score)
     images = [decode((photos / row["image"]).read_bytes(), 100, 720).pixels for row in rows]
     faces = [next(iter(detector.detect(image)[0]), None) for image in images]
@@ -68,8 +70,7 @@ def compare_crops(photos: Path, rows: list[dict[str, str]]) -> None:
     def accuracy(geometry: CropGeometry) -> float:
         found = [i for i, face in enumerate(faces) if face]
         crops = [crop_face(images[i], face, model.image_size, geometry) for i, face in enumerate(faces) if face]
-        logits = model.network.predict(np.stack(crops)[..., None].astype(np.float32), batch_size=256, verbose=0)
-        return float((logits.argmax(1) == truth[found]).sum() / len(truth))
+        return float((model.logits(np.stack(crops)).argmax(1) == truth[found]).sum() / len(truth))
 
     for scale in (0.9, 1.0, 1.05, 1.13, 1.2, 1.3, 1.4):
         values = [f"rotation {r:g}: {accuracy(CropGeometry(scale=scale, rotation=r)):.1%}" for r in (0.0, 0.5, 1.0)]
@@ -116,6 +117,24 @@ def print_crowds(labeler: Labeler, photos: Path, rows: list[dict[str, str]], pre
     )
 
 
+def print_validation(name: str, data: Path, fer2013: Path) -> None:
+    """A bundled model on the validation split, from the saved weights: FER-2013's own labels, or the majority of FER+ votes."""
+    votes = tuple(str(data / f"ferplus_{split}.csv") for split in ("train", "validation")) if name == "ferplus" else ()
+    model = bundle.load(bundle.resolve(name))
+    config = DatasetConfig(str(fer2013), ferplus=votes, keep_duplicates=True)
+    both = load_dataset(config, model.image_size, model.color)
+    faces = both.validation
+    logits = model.logits(faces.images)
+    temperature, figures = calibrate(logits, faces.labels)
+    print(f"{name}, {model.model_version}, on {len(faces):,} validation faces: accuracy {figures['accuracy']:.2%}", end=", ")
+    print(f"macro F1 {figures['macro_f1']:.2%}, ECE {figures['ece_held_out']:.4f} on the half that did not fit the temperature", end="")
+    print(f" (kept: {model.temperature:.4f}, found anew: {temperature:.4f})")
+    seen = {image.tobytes() for image in both.train.images}
+    new = np.array([image.tobytes() not in seen for image in faces.images])
+    right = logits.argmax(1) == faces.labels
+    print(f"  on the {new.sum():,} of them that do not stand in FER-2013's training split as well: {right[new].mean():.2%}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -128,27 +147,15 @@ def main() -> None:
         if arguments.crops:
             print_frame(folders["fer2013"])
             compare_crops(folders["labeled_photos"], labeled)
+        for name in bundle.BUNDLED:
+            print_validation(name, data, folders["fer2013"])
+            print_emotions(Labeler(name), folders["labeled_photos"], labeled)
         labeler = Labeler()
-        print(f"model {labeler.model_version}, {LabelingConfig().detector_version}")
-        print_validation(labeler, folders["fer2013"])
-        print_emotions(labeler, folders["labeled_photos"], labeled)
+        print(f"default model {labeler.model_version}, {LabelingConfig().detector_version}")
         portraits = labeler.label(sorted(folders["lfw_photos"].iterdir()))
         print(f"lfw_photos: a face in {np.mean([image.status == Status.OK for image in portraits]):.2%} of {len(portraits)}")
         for prefix in ("masks_", "wider_"):
             print_crowds(labeler, folders["crowd_photos"], crowds, prefix)
-
-
-def print_validation(labeler: Labeler, fer2013: Path) -> None:
-    """The bundled model's accuracy on FER-2013's PublicTest, from the saved weights."""
-    model = bundle.load(bundle.resolve(""))
-    hits: list[npt.NDArray[np.bool_]] = []
-    for index, emotion in enumerate(labeler.classes):
-        faces = [cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) for file in sorted((fer2013 / "validation" / emotion).iterdir())]
-        logits = model.network.predict(
-            np.stack([f for f in faces if f is not None])[..., None].astype(np.float32), batch_size=256, verbose=0
-        )
-        hits.append(logits.argmax(1) == index)
-    print(f"FER-2013 validation: {np.concatenate(hits).mean():.2%} of {sum(map(len, hits))}")
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def label_and_publish(run: Run, plan: Plan, phases: Phases) -> dict[str, Any]:
     with phases.measured(RAY):
         import ray
 
-        from fer_ray.pipeline import connect
+        from fer_ray.cluster import connect
 
         connect()
     try:
@@ -327,7 +327,7 @@ def main() -> None:
     for count in sorted(set(arguments.sizes)):
         with tempfile.TemporaryDirectory(prefix="fer-ray-scale-", dir=arguments.scratch) as folder:
             sizes[count] = measure(count, Path(folder))
-    print(f"{os.cpu_count()} CPUs, model {bundle.read_metadata(bundle.resolve(""))['model_version']}")
+    print(f"{os.cpu_count()} CPUs, model {bundle.read_metadata(bundle.resolve(''))['model_version']}")
     report(sizes)
 
 

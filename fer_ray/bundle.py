@@ -26,7 +26,7 @@ from fer_ray.config import CropGeometry
 from fer_ray.errors import BundleError, TooLargeError, UsageError
 from fer_ray.metrics import softmax
 from fer_ray.models import build
-from fer_ray.recipe import RGB, ModelConfig
+from fer_ray.recipe import ModelConfig
 from fer_ray.schema import EMOTIONS
 from fer_ray.storage import S3, Storage, join
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2
 METADATA_FILE, HISTORY_FILE = "bundle.json", "history.parquet"
-BUNDLED, DEFAULT = ("fer2013", "ferplus"), "fer2013"
+BUNDLED, DEFAULT = ("fer2013", "ferplus"), "ferplus"
 MAX_METADATA_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 1 << 30
 MAX_MEMBERS = 16
@@ -82,7 +82,8 @@ class Bundle:
             answers += [predict_logits(member.network, mirrored) for member in self.members]
         if len(answers) == 1:
             return answers[0]
-        return np.log(np.maximum(np.mean([softmax(answer) for answer in answers], axis=0), 1e-12)).astype(np.float32)
+        mean = np.mean([softmax(answer) for answer in answers], axis=0)
+        return np.asarray(np.log(np.maximum(mean, 1e-12)), np.float32)
 
     def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         """Calibrated probabilities (n, classes) of such crops."""

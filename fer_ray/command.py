@@ -25,20 +25,25 @@ EXIT_CODES = (
 )
 
 
-def _terminate(number: int, frame: Any) -> NoReturn:
-    """SIGTERM (`ray job stop`, a scheduler, a machine that shuts down): end at once, since whatever is half done is done again."""
-    os.write(2, b"error: terminated; start the same command again to finish the run.\n")
-    os._exit(EXIT_TERMINATED)
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message[0].upper()}{message[1:]}: see {self.prog} --help.")
 
 
-def run_job(config_class: type[Config], job: Callable[[Config], tuple[Mapping[str, Any], int]], description: str) -> NoReturn:
+def run_job(
+    config_class: type[Config],
+    job: Callable[[Config], tuple[Mapping[str, Any], int]],
+    description: str,
+    after_interruption: str = "start the same command again to finish the run",
+) -> NoReturn:
     """Parse the command line into `config_class`, run `job`, print its summary as the last line, and exit with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
+
+    def terminate(number: int, frame: Any) -> NoReturn:
+        # SIGTERM (`ray job stop`, a scheduler, a machine that shuts down): end at once, since whatever is half done is done again.
+        os.write(2, f"error: terminated; {after_interruption}.\n".encode())
+        os._exit(EXIT_TERMINATED)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         config = parse(config_class, sys.argv[1:], description)
         summary, exit_code = job(config)
@@ -46,7 +51,7 @@ def run_job(config_class: type[Config], job: Callable[[Config], tuple[Mapping[st
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("error: interrupted; start the same command again to finish the run.", file=sys.stderr, flush=True)
+        print(f"error: interrupted; {after_interruption}.", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
     print(json.dumps(summary), flush=True)
     sys.exit(exit_code)
@@ -100,7 +105,7 @@ def _add_flag(parser: argparse.ArgumentParser, option_field: dataclasses.Field[A
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=help_text)
     elif typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
-        parser.add_argument(flag, nargs="+", type=item, metavar=item.__name__.upper(), help=help_text)
+        parser.add_argument(flag, nargs="+", action="extend", type=item, metavar=item.__name__.upper(), help=help_text)
     else:
         parser.add_argument(flag, type=kind, choices=option_field.metadata["choices"], metavar=_metavar(option_field, kind), help=help_text)
 

@@ -83,7 +83,7 @@ class LabelConfig:
         (), "folders, s3://bucket/prefix, tar shards, or Parquet or CSV lists of URIs (default: the demo photographs of packages)"
     )
     output: str = option("", "folder or s3://bucket/prefix for the tables (default: demo/ when there is no --input, otherwise required)")
-    model: str = option("", "fer2013 or ferplus, which come with the package, or a bundle in a folder or s3://bucket/prefix (default: fer2013)")
+    model: str = option("", "fer2013, ferplus (bundled), a folder, or s3://bucket/prefix (default: ferplus)")
     s3_endpoint: str = option("", "address of an S3-compatible store (default: AWS_ENDPOINT_URL, or AWS)")
     run_id: str = option("", "name of the run: letters, digits, '.', '_' and '-' (default: the run date and a hash of the settings)")
     run_date: str = option("", "date of the run as YYYY-MM-DD (default: today in UTC)")

@@ -1,23 +1,26 @@
-"""FER-2013 and its relatives as arrays: split folders of face images, one folder per emotion."""
+"""FER-2013 and its relatives as arrays: labeled, divided into splits, read, and checked before anything is trained on them."""
+
+from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fer_ray.duplicates import Copy, describe, find_duplicates, leaked
 from fer_ray.errors import DatasetError
+from fer_ray.faces import Faces, read_faces
+from fer_ray.labels import Labeled, divide_and_label
+from fer_ray.layouts import SPLITS, TRAIN, find_layout
+from fer_ray.printing import counted, some
 from fer_ray.recipe import GRAY, DatasetConfig
-from fer_ray.schema import emotion_of
+from fer_ray.storage import Storage
 
 UInt8Array = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-SPLIT_FOLDERS = {"train": ("train", "training"), "validation": ("validation", "val"), "test": ("test", "testing")}
 
 
 @dataclass(frozen=True)
@@ -63,78 +66,122 @@ class Dataset:
         return self.splits["validation"]
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """What lies in a data set, before training images that stand in validation or test too are left out.
+
+    `labeled` and `faces` have the same keys and lengths; splits that were only hashed have no images. `duplicates` are the
+    places of every image that has several of them.
+    """
+
+    classes: tuple[str, ...]
+    labeled: dict[str, Labeled]
+    faces: dict[str, Faces]
+    duplicates: list[list[Copy]]
+    findings: tuple[str, ...]
+
+
 def load_dataset(config: DatasetConfig, image_size: int, color: str = GRAY, splits: tuple[str, ...] = ("train", "validation")) -> Dataset:
-    """Read `<path>/train/<emotion>/*` and `<path>/validation/<emotion>/*` as gray images of `image_size` pixels a side.
+    """The splits asked for, `gray` or `rgb`, `image_size` pixels a side, in the order of their images' names.
 
-    `limit` takes only the first images of each class and split, by name.
-
-    Classes are the canonical emotion names in alphabetical order. Validation may be missing where `test/` exists.
+    Classes are canonical emotion names in alphabetical order: those of the data set, all eight with FER+, or `config.classes`.
+    A validation split that the data set lacks is drawn from train. Images that cannot be used are left out and told in
+    `findings`; so are, unless `keep_duplicates`, training images whose very pixels stand in validation or test. What is not
+    square is stretched.
 
     Raises:
-        DatasetError: a split is missing or empty, a folder is no emotion, the splits' classes differ, or an image is broken.
+        DatasetError: no known layout, a split or class that is missing or mostly broken, or votes of other images.
+        StorageError: the place cannot be read with these credentials.
     """
-    path, limit = config.dataset, config.limit
-    root = Path(path)
-    if not root.is_dir():
-        raise DatasetError(f"The data set {path} is not a folder: give --dataset the folder that holds train/ and validation/.")
-    train_root = _split_root(root, "train")
-    validation_root = _split_root(root, "validation", "test")
-    train_folders, validation_folders = _emotion_folders(train_root), _emotion_folders(validation_root)
-    if set(train_folders) != set(validation_folders):
-        only = sorted(set(train_folders) ^ set(validation_folders))
-        raise DatasetError(f"The classes {', '.join(only)} stand in one split of {path} only: give both splits the same classes.")
-    classes = tuple(sorted(train_folders))
-    digest = hashlib.sha256()
-    train = _read_split(train_folders, classes, image_size, limit, digest)
-    validation = _read_split(validation_folders, classes, image_size, limit, digest)
-    return Dataset(classes, {"train": train, "validation": validation}, digest.hexdigest())
+    gathered = gather(config, image_size, color, splits)
+    findings, left_out = list(gathered.findings), leaked(gathered.duplicates)
+    if left_out:
+        names = some(gathered.labeled[TRAIN].samples[position].name for position in left_out)
+        done = "Used in training (keep_duplicates), though" if config.keep_duplicates else "Left out of train, since"
+        findings.append(f"{done} they stand in validation or test too: {counted(len(left_out), 'image')} ({names}).")
+    digest = hashlib.sha256("\n".join(gathered.classes).encode())
+    loaded = {}
+    for split in sorted(splits, key=SPLITS.index):
+        without = left_out if split == TRAIN and not config.keep_duplicates else ()
+        loaded[split] = _split(gathered, split, without, digest)
+        findings += _missing_classes(loaded[split], split, gathered.classes)
+    return Dataset(gathered.classes, loaded, digest.hexdigest(), tuple(findings))
 
 
-def _split_root(root: Path, *names: str) -> Path:
-    folders = {entry.name.lower(): entry for entry in root.iterdir() if entry.is_dir()}
-    for name in names:
-        for spelling in SPLIT_FOLDERS[name]:
-            if spelling in folders:
-                return folders[spelling]
-    raise DatasetError(f"The data set {root} has no folder {names[0]}/: put the images into {names[0]}/<emotion>/.")
+def gather(
+    config: DatasetConfig, image_size: int, color: str = GRAY, splits: tuple[str, ...] | None = None, keep_images: bool = True
+) -> Gathered:
+    """Find, label, divide and read; all splits there are, or those asked for and, where train is among them, the others' hashes.
+
+    Without `keep_images` there are only hashes of all.
+
+    Raises:
+        DatasetError, StorageError: as `load_dataset`.
+    """
+    storage = Storage(config.s3_endpoint)
+    layout = find_layout(config.dataset, storage)
+    classes, labeled, findings = divide_and_label(layout.samples, config, storage, splits)
+    findings = [*layout.findings, *findings]
+    asked = splits or tuple(labeled)
+    for split in asked:
+        if split not in labeled:
+            raise DatasetError(f"The data set {config.dataset} has no {split} split, only {' and '.join(labeled)}: add a folder {split}/.")
+    needed = [split for split in labeled if split in asked or TRAIN in asked]
+    faces = {split: read_faces(storage, labeled[split].samples, image_size, color, keep_images and split in asked) for split in needed}
+    for split in asked:
+        findings += _broken(split, labeled[split], faces[split], classes)
+    labels = {split: labeled[split].labels.tolist() for split in needed}
+    duplicates = find_duplicates({split: faces[split].pixels for split in needed}, labels)
+    findings += describe(duplicates, asked)
+    return Gathered(classes, {split: labeled[split] for split in needed}, faces, duplicates, tuple(findings))
 
 
-def _emotion_folders(root: Path) -> dict[str, Path]:
-    folders: dict[str, Path] = {}
-    for entry in sorted(root.iterdir()):
-        if not entry.is_dir():
-            continue
-        emotion = emotion_of(entry.name)
-        if emotion is None:
-            raise DatasetError(f"The folder {entry} is not named after a known emotion: rename it or move it out of the data set.")
-        if emotion in folders:
-            raise DatasetError(f"The folders {folders[emotion]} and {entry} name the same emotion: merge them.")
-        folders[emotion] = entry
-    if not folders:
-        raise DatasetError(f"The split {root} holds no emotion folders: put the images into {root.name}/<emotion>/.")
-    return folders
+def _broken(split: str, labeled: Labeled, faces: Faces, classes: tuple[str, ...]) -> list[str]:
+    """A sentence about the images that could not be read.
+
+    Raises:
+        DatasetError: they are more than half of a class.
+    """
+    if not faces.problems:
+        return []
+    positions = sorted(faces.problems)
+    broken = np.bincount(labeled.labels[positions], minlength=len(classes))
+    for name, count, total in zip(classes, broken, np.bincount(labeled.labels, minlength=len(classes)), strict=True):
+        if 2 * count > total:
+            first = next(position for position in positions if classes[labeled.labels[position]] == name)
+            reason = f"such as {labeled.samples[first].name}: {faces.problems[first]}"
+            raise DatasetError(f"Of {counted(total, f'{split} image')} of {name} {count:,} cannot be read, {reason} Repair or remove them.")
+    named = some(f"{labeled.samples[position].name} ({faces.problems[position].rstrip('.')})" for position in positions)
+    return [f"Left out, since they cannot be read: {counted(len(positions), 'image')} of {split}: {named}."]
 
 
-def _read_split(folders: dict[str, Path], classes: tuple[str, ...], image_size: int, limit: int | None, digest: "hashlib._Hash") -> Split:
-    images: list[UInt8Array] = []
-    labels: list[int] = []
-    for label, emotion in enumerate(classes):
-        files = sorted(file for file in folders[emotion].iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)[:limit]
-        if not files:
-            raise DatasetError(f"The folder {folders[emotion]} holds no images: fill it or remove the class from both splits.")
-        for file in files:
-            content = file.read_bytes()
-            digest.update(f"{emotion}/{file.name}/{len(content)}/".encode())
-            digest.update(content)
-            images.append(_read_face(file, content, image_size))
-            labels.append(label)
-    return Split(np.stack(images), np.array(labels, np.int64), np.eye(len(classes), dtype=np.float32)[labels], tuple(map(str, labels)))
+def _split(gathered: Gathered, split: str, without: Iterable[int], digest: hashlib._Hash) -> Split:
+    labeled, faces = gathered.labeled[split], gathered.faces[split]
+    images = faces.images
+    if images is None:
+        raise ValueError(f"the split {split} was only hashed")
+    kept = sorted(set(range(len(images))) - set(faces.problems) - set(without))
+    if len(kept) < len(images):
+        for target, source in enumerate(kept):  # in place, since a second copy of the training images may not fit into memory
+            images[target] = images[source]
+        images = images[: len(kept)]
+    for position in kept:
+        digest.update(f"{labeled.samples[position].key}\n".encode())
+        digest.update(labeled.targets[position].tobytes() + faces.contents[position])
+    names = tuple(labeled.samples[position].name for position in kept)
+    return Split(images, labeled.labels[kept], labeled.targets[kept], names)
 
 
-def _read_face(file: Path, content: bytes, image_size: int) -> UInt8Array:
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE) if content else None
-    if image is None:
-        raise DatasetError(f"The image {file} cannot be decoded: repair or remove it.")
-    if image.shape != (image_size, image_size):
-        image = cv2.resize(image, (image_size, image_size), interpolation=cv2.INTER_AREA)
-    return np.asarray(image, np.uint8)
+def _missing_classes(loaded: Split, split: str, classes: tuple[str, ...]) -> list[str]:
+    """A sentence about classes without an image of their own.
+
+    Raises:
+        DatasetError: training would see nothing of a class, not even in some votes, or the split is empty.
+    """
+    empty = [name for name, count in loaded.counts(classes).items() if not count]
+    unseen = [name for name, share in zip(classes, loaded.targets.sum(axis=0), strict=True) if not share]
+    if split == TRAIN and unseen:
+        raise DatasetError(f"No training image is left of {', '.join(unseen)}: add some, or name the other classes with --classes.")
+    if not len(loaded):
+        raise DatasetError(f"No image is left of the {split} split: add some.")
+    return [f"{split} has no image of {', '.join(empty)}."] if empty else []

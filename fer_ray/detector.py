@@ -156,7 +156,7 @@ def crop_face(pixels: UInt8Array, face: Detection, size: int, geometry: CropGeom
 def _shrunk_surroundings(
     pixels: UInt8Array, centre: npt.NDArray[np.float64], side: float, size: int, color: str
 ) -> tuple[UInt8Array, npt.NDArray[np.float64], int]:
-    """The part of the image, in the colour asked for, around a crop, its origin, and the whole factor by which it was shrunk against aliasing."""
+    """The part of the image around a crop, in its colour, its origin, and the whole factor by which it was shrunk against aliasing."""
     shrink = max(1, int(side / size))
     reach = side * 0.75 + 2 * shrink  # the half diagonal of a rotated crop and the pixels that interpolation looks at
     high = np.array(pixels.shape[1::-1])

@@ -21,6 +21,10 @@ class DatasetError(UsageError):
     """A data set that cannot be read as one of the known layouts."""
 
 
+class TrainingError(FerRayError):
+    """A training that cannot go on; what it has reached so far is kept."""
+
+
 class ImageError(FerRayError):
     """One image that gives no pixels; `status` is what its row in `images` says."""
 

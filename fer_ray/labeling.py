@@ -27,6 +27,7 @@ from fer_ray.errors import FerRayError, StorageError, UsageError
 from fer_ray.fetch import Fetcher
 from fer_ray.listing import check_inputs, list_images
 from fer_ray.manifest import Plan, Run, name_run, read_parts, read_plan, read_run, remove_work, unfinished, write_plan
+from fer_ray.printing import printable
 from fer_ray.publish import clean_up, commit
 from fer_ray.schema import SCHEMA_VERSION, ImageEntry, Status
 from fer_ray.storage import Storage, absolute, join
@@ -102,7 +103,7 @@ def _execute(run: Run) -> dict[str, Any]:
         if plan is None:
             counts = Counts()
             plan = write_plan(run, _due(run, counts), counts, datetime.datetime.now(datetime.UTC))
-        print(f"run {run.run_id}: {plan.images:,} images to label, {plan.skipped:,} known, {report.printable(run.input_uri)}", flush=True)
+        print(f"run {run.run_id}: {plan.images:,} images to label, {plan.skipped:,} known, {printable(run.input_uri)}", flush=True)
         row = _label_and_publish(run, plan)
     except _stops() as error:
         if isinstance(error, UsageError):
@@ -130,7 +131,8 @@ def _label_and_publish(run: Run, plan: Plan) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     labeled, seconds = 0, 0.0
     if plan.images:
-        from fer_ray.pipeline import connect, label_to_staging
+        from fer_ray.cluster import connect
+        from fer_ray.pipeline import label_to_staging
         from fer_ray.publish import publish_tables
 
         parts = unfinished(run, plan, read_parts(run, plan))
@@ -160,7 +162,7 @@ def _cause(error: BaseException) -> str:
     while not isinstance(error, FerRayError) and (inner := getattr(error, "cause", None) or error.__cause__) is not None:
         error = inner
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return report.printable(lines[-1])
+    return printable(lines[-1])
 
 
 def _run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float) -> dict[str, Any]:

@@ -153,4 +153,6 @@ def _application(config: ModelConfig, weights: str) -> keras.Model:
         return make(include_top=False, weights=None if weights == NO_WEIGHTS else weights, input_shape=shape, name=BASE)
     except (ValueError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"The weights {weights!r} for {config.architecture} cannot be used ({reason}): give --weights FILE or none.") from error
+        raise UsageError(
+            f"The weights {weights!r} for {config.architecture} cannot be used ({reason}): give --weights FILE or none."
+        ) from error

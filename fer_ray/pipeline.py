@@ -8,7 +8,6 @@ import gc
 import itertools
 import logging
 import os
-import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fer_ray import bundle
+from fer_ray.cluster import cluster_cpus
 from fer_ray.errors import FerRayError, ImageError, StorageError
 from fer_ray.fetch import Fetcher
 from fer_ray.labeler import LabeledImage, Labeler
@@ -46,15 +46,6 @@ class LabelsImages(Protocol):
     def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]: ...
 
 
-def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), or start a local one; nothing if joined already."""
-    if not ray.is_initialized():
-        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a thread that outlives the job must not start Ray again
-        on_terminate = signal.getsignal(signal.SIGTERM)
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which prints a stack
-
-
 def label_to_staging(
     run: Run,
     plan: Plan,
@@ -70,7 +61,7 @@ def label_to_staging(
     context.enable_progress_bars = False
     context.memory_usage_poll_interval_s = None  # reading the memory map of a process with TensorFlow every second slows it
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised, and said once
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cpus = cluster_cpus()
     workers = min(run.config.workers or cpus, cpus, len(parts))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     progress = ray.remote(num_cpus=0, scheduling_strategy=here)(Progress).remote()

@@ -19,7 +19,7 @@ class DatasetConfig:
     """Where labeled faces lie and how their labels are read; `fer_ray.dataset` says which layouts are known."""
 
     dataset: str = option("", "split folders, one folder per emotion, fer2013.csv, s3://bucket/prefix, or kaggle:owner/dataset (required)")
-    ferplus: str = option("", "CSV of FER+ votes for these images, this project's layout or Microsoft's fer2013new.csv")
+    ferplus: tuple[str, ...] = option((), "CSVs of FER+ votes for these images, this project's layout or Microsoft's fer2013new.csv")
     ferplus_labels: str = option("soft", "train on the distribution of the votes, or on the majority", ("soft", "majority"))
     classes: tuple[str, ...] = option((), "use only images of these emotions (default: those of the data set; eight with --ferplus)")
     validation_share: float = option(0.2, "share of the training images for validation, where the data set has no such split")
@@ -183,14 +183,11 @@ class TrainConfig:
     """What `jobs/train.py` can be told."""
 
     output: str = option("", "folder to write the model bundle to; must not exist yet (required)")
-    weights: str = option(
-        "imagenet", "initial weights of Keras Applications: imagenet (a download), none, or a Keras weights file"
-    )
-    start_from: str = option(
-        "", "bundle to fine-tune: its network is taken, with a new last layer where the classes differ"
-    )
+    weights: str = option("imagenet", "initial weights of Keras Applications: imagenet (a download), none, or a Keras weights file")
+    start_from: str = option("", "bundle to fine-tune: its network is taken, with a new last layer where the classes differ")
     resume: bool = option(False, "go on from the last checkpoint of a training into the same output that was ended")
     workers: int = option(1, "Ray Train workers with synchronised gradients; each takes a share of every batch")
+    cpus_per_worker: int | None = option(None, "CPUs reserved for each worker (default: one, with the threads of an equal share)")
     use_gpu: bool = option(False, "give every worker a GPU of the cluster")
     max_failures: int = option(2, "how often a dead worker is replaced before the training fails")
     data: DatasetConfig = field(default_factory=DatasetConfig)
@@ -198,6 +195,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
+        check(self.cpus_per_worker is None or self.cpus_per_worker > 0, "The setting cpus_per_worker must be above 0.")
         check_positive(self, "workers")
         check(self.max_failures >= 0, "The setting max_failures must not be negative.")
         even = self.recipe.optimization.batch_size % self.workers == 0
@@ -213,3 +211,16 @@ class TrainConfig:
             | {"ferplus": bool(self.data.ferplus)},
             **dataclasses.asdict(self.recipe),
         }
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What `jobs/inspect_dataset.py` can be told."""
+
+    output: str = option("", "folder or s3://bucket/prefix for the sample sheet and the list of duplicates (required)")
+    samples: int = option(8, "faces of each class and split on the sample sheet")
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+
+    def __post_init__(self) -> None:
+        check(bool(self.output), "Where to? Give --output FOLDER for the sample sheet and the duplicates.")
+        check(0 < self.samples <= 40, f"The setting samples must lie between 1 and 40, not {self.samples}.")

@@ -16,17 +16,13 @@ from fer_ray.decoder import decode
 from fer_ray.errors import ImageError, StorageError
 from fer_ray.listing import read_image_named
 from fer_ray.manifest import Run
+from fer_ray.printing import printable
 from fer_ray.publish import table_file
 from fer_ray.storage import join
 
 UInt8Array = npt.NDArray[np.uint8]
 TILE = 480
 SUMMARY_KEYS = ("images_total", "images_ok", "images_no_face", "images_failed", "images_skipped", "faces_total")
-
-
-def printable(text: str) -> str:
-    """Names and errors come from strangers: what a terminal would obey is shown escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text)
 
 
 class Progress:

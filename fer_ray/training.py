@@ -1,200 +1,302 @@
-"""Training: a loop over epochs that needs only arrays and a configuration, and the Ray Train job around it."""
+"""The training job: Ray Train workers run the loop of `fitting`; checkpoints, resuming, calibration, and the bundle at the end."""
 
 from __future__ import annotations
 
-import logging
-import math
+import dataclasses
+import json
+import os
 import shutil
 import tempfile
-import time
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fer_ray import bundle, metrics
-from fer_ray.config import TrainConfig
-from fer_ray.dataset import Dataset, Float32Array, UInt8Array, augmented_batches, load_dataset
-from fer_ray.errors import FerRayError, UsageError
-from fer_ray.models import build_residual
+from fer_ray import bundle
+from fer_ray.calibration import calibrate
+from fer_ray.cluster import cluster_cpus, connect
+from fer_ray.dataset import Dataset, load_dataset
+from fer_ray.errors import FerRayError, TrainingError, UsageError
+from fer_ray.fitting import Epoch, OneWorker, State, Workers, make_network, train_epochs
+from fer_ray.models import LOGITS, NO_WEIGHTS, build
+from fer_ray.recipe import PRETRAINED, ModelConfig, TrainConfig
+from fer_ray.storage import Storage
+from fer_ray.synchrony import CollectiveConfig, SynchronousWorkers
 
 if TYPE_CHECKING:
     import keras
+    import pyarrow as pa
+    from ray.train import Checkpoint
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-
-@dataclass(frozen=True)
-class Epoch:
-    """One pass over the training images: the figures, and the model as it would be saved."""
-
-    number: int
-    train_loss: float
-    figures: dict[str, float]
-    learning_rate: float
-    seconds: float
-    improved: bool
-    weights: list[Any]
-
-
-def train_epochs(data: Dataset, config: TrainConfig) -> Iterator[Epoch]:
-    """Train a new model and yield after every epoch until the epochs or the patience are used up.
-
-    The figures and the weights of an epoch are those of the weight average, where there is one.
-    """
-    import keras
-
-    keras.utils.set_random_seed(config.seed)
-    generator = np.random.default_rng(config.seed)
-    keras.mixed_precision.set_global_policy("mixed_bfloat16" if config.precision == "bfloat16" else "float32")
-    try:
-        model = build_residual(config.model, len(data.classes))
-    finally:
-        keras.mixed_precision.set_global_policy("float32")
-    optimizer = _optimizer(config)
-    model.compile(optimizer, _loss(config.label_smoothing), jit_compile=False)
-    targets = np.eye(len(data.classes), dtype=np.float32)
-    schedule = _LearningRate(config, len(data.train) // config.batch_size)
-    best, stale = -1.0, 0
-    for number in range(1, config.epochs + 1):
-        started, losses = time.monotonic(), []
-        for images, labels in augmented_batches(data.train, config.batch_size, config.augmentation, generator):
-            optimizer.learning_rate.assign(schedule.step())
-            losses.append(float(model.train_on_batch(images, targets[labels])))
-        raw_weights = model.get_weights()
-        if config.weight_average:
-            optimizer.finalize_variable_values(model.trainable_variables)
-        logits = predict_logits(model, data.validation.images)
-        figures = metrics.evaluate(logits, data.validation.labels)
-        improved = figures["accuracy"] > best
-        best, stale = (figures["accuracy"], 0) if improved else (best, stale + 1)
-        weights = model.get_weights()
-        model.set_weights(raw_weights)
-        seconds = time.monotonic() - started
-        yield Epoch(number, float(np.mean(losses)), figures, schedule.value, seconds, improved, weights)
-        schedule.end_epoch(improved)
-        if stale >= config.patience:
-            return
-
-
-def predict_logits(model: keras.Model, images: UInt8Array, batch_size: int = 256) -> Float32Array:
-    """Logits (n, classes) for gray images (n, size, size) uint8."""
-    parts = [model.predict_on_batch(images[i : i + batch_size, ..., None].astype(np.float32)) for i in range(0, len(images), batch_size)]
-    return np.concatenate(parts).astype(np.float32)
-
-
-def _optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
-    import keras
-
-    average = {"use_ema": True, "ema_momentum": config.weight_average} if config.weight_average else {}
-    optimizer = keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay, clipnorm=1.0, **average)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
-
-
-def _loss(label_smoothing: float) -> keras.losses.Loss:
-    import keras
-
-    return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
-
-
-class _LearningRate:
-    """Linear warm-up, then a cosine to zero over all steps, or x 0.2 whenever validation accuracy stands still."""
-
-    def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
-        self.config = config
-        self.warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-        self.total_steps = config.epochs * steps_per_epoch
-        self.steps, self.factor, self.stale, self.value = 0, 1.0, 0, 0.0
-
-    def step(self) -> float:
-        self.steps += 1
-        if self.steps <= self.warmup_steps:
-            share = self.steps / self.warmup_steps
-        elif self.config.schedule == "cosine":
-            progress = (self.steps - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-            share = 0.5 * (1 + math.cos(math.pi * progress))
-        else:
-            share = self.factor
-        self.value = self.config.learning_rate * share
-        return self.value
-
-    def end_epoch(self, improved: bool) -> None:
-        self.stale = 0 if improved else self.stale + 1
-        if self.stale >= self.config.plateau_patience:
-            self.factor, self.stale = self.factor * 0.2, 0
+BEST, STATE_FILE, TENSORBOARD = "best", "state.npz", "tensorboard"
+PROGRESS_FILE, FAILURE_FILE, REQUEST_FILE = "progress.txt", "failure.txt", "request.json"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Train over Ray Train with one worker and leave the best epoch as a bundle at `config.output`; gives the summary.
+    """Train over Ray Train and leave the best epoch as a bundle at `config.output`; gives the summary.
 
-    Every improvement is a Ray Train checkpoint that holds a whole bundle, under `<output>.training` until the end.
+    Until the end everything lies under `<output>.training`: checkpoints with the state of the last epochs and the best bundle.
 
     Raises:
-        UsageError: the data set or the output cannot be used.
+        UsageError: the data set, the output or the bundle to start from cannot be used.
+        TrainingError: the training could not go on; its checkpoints are kept.
     """
     output = Path(config.output).absolute()
-    if output.exists():
-        raise UsageError(f"The output {config.output} exists already: name a new folder, or remove it.")
+    work = output.with_name(output.name + ".training")
+    config = _with_started_model(config)
+    _check_places(config, output, work)
+    check_data(config)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
+        (work / FAILURE_FILE).unlink(missing_ok=True)
+        (work / REQUEST_FILE).write_text(_request(config), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"The output {config.output} cannot be written ({error.strerror}).") from error
-    data = load_dataset(config.dataset, config.model.image_size, config.limit)  # a wrong data set is refused before a cluster starts
-
-    if len(data.train) < config.batch_size:
-        raise UsageError(f"The data set has {len(data.train)} training images, fewer than one batch: lower --batch-size.")
-
-    best = _run_trainer(config, output.with_name(output.name + ".training"))
-    shutil.copytree(best, output)
-    shutil.rmtree(output.with_name(output.name + ".training"))
+    with _progress_shown(work / PROGRESS_FILE):
+        best = run_trainer(make_trainer(config, str(work)), str(work)) / BEST
+    _finish(best, work, output)
     saved = bundle.read_metadata(str(output))
     return {"model_version": saved["model_version"], **saved["metrics"]["validation"], "output": config.output}
 
 
-def _run_trainer(config: TrainConfig, storage: Path) -> Path:
-    """Run the Ray Train job; gives the folder of the best checkpoint."""
-    import ray
+@contextmanager
+def _progress_shown(file: Path) -> Iterator[None]:
+    """Print what the first worker adds to the file; its terminal, which TensorFlow and Ray fill with notes, stays in Ray's logs."""
+    file.touch()
+    ended = threading.Event()
+
+    def follow() -> None:
+        with file.open(encoding="utf-8") as lines:
+            lines.seek(0, os.SEEK_END)
+            over = False
+            while not over:
+                over = ended.wait(0.5)
+                for line in lines:
+                    print(line, end="", flush=True)
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
+
+
+def check_data(config: TrainConfig) -> None:
+    """Refuse a wrong data set before a cluster starts, and say what looks wrong in a right one."""
+    model = config.recipe.model
+    data = load_dataset(config.data, model.image_size, model.color)
+    for finding in data.findings:
+        print(f"note: {finding}", flush=True)
+    print(f"training on {len(data.train):,} images, validating on {len(data.validation):,}: {', '.join(data.classes)}", flush=True)
+    if len(data.train) < config.recipe.optimization.batch_size:
+        raise UsageError(f"The data set has {len(data.train)} training images, fewer than one batch: lower --batch-size.")
+
+
+def _with_started_model(config: TrainConfig) -> TrainConfig:
+    """With --start-from, the model is that of the bundle."""
+    if not config.start_from:
+        return config
+    place = bundle.resolve(config.start_from)
+    place = place if place.startswith("s3://") else str(Path(place).absolute())
+    with bundle.local_copy(Storage(config.data.s3_endpoint), place) as folder:
+        members = bundle.read_metadata(folder)["members"]
+    if len(members) != 1:
+        raise UsageError(f"The bundle {config.start_from} holds {len(members)} networks: start from one with a single network.")
+    recipe = dataclasses.replace(config.recipe, model=ModelConfig.from_dict(members[0]["model"]))
+    return dataclasses.replace(config, start_from=place, recipe=recipe)
+
+
+def _request(config: TrainConfig) -> str:
+    """What must be the same for a training to be gone on with."""
+    return json.dumps({**config.to_dict(), "workers": None}, indent=2, sort_keys=True)
+
+
+def _check_places(config: TrainConfig, output: Path, work: Path) -> None:
+    if config.output.startswith("s3://"):
+        raise UsageError("The output of a training is a folder that all machines see: copy the bundle to S3 afterwards.")
+    if output.exists():
+        raise UsageError(f"The output {config.output} exists already: name a new folder, or remove it.")
+    if work.exists() and not config.resume:
+        raise UsageError(f"A training into {config.output} was begun before: go on with --resume, or remove {work}.")
+    if not config.resume:
+        return
+    try:
+        begun = (work / REQUEST_FILE).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"There is no training into {config.output} to resume: leave --resume out.") from error
+    if begun != _request(config):
+        raise UsageError(f"The training into {config.output} was begun with other settings ({work / REQUEST_FILE}): use the same ones.")
+
+
+def make_trainer(config: TrainConfig, storage: str, callbacks: tuple[Any, ...] = ()) -> DataParallelTrainer:
+    """The Ray Train job of a configuration; its checkpoints go to the folder `storage`."""
     import ray.train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
-    quiet = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}  # the progress lines once, and little else
-    ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": quiet}, ignore_reinit_error=True)
-    trainer = DataParallelTrainer(
-        _train_loop_per_worker,
-        train_loop_config={"config": config, "dataset": str(Path(config.dataset).absolute())},
-        scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=config.use_gpu),
+    connect()
+    threads = config.cpus_per_worker or max(1, cluster_cpus() // config.workers)
+    return DataParallelTrainer(
+        train_loop_per_worker,
+        train_loop_config={"config": config, "threads": threads, "storage": storage},
+        backend_config=CollectiveConfig(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers, use_gpu=config.use_gpu, resources_per_worker={"CPU": config.cpus_per_worker or 1}
+        ),
         run_config=ray.train.RunConfig(
             name="train",
-            storage_path=str(storage),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="accuracy"),
+            storage_path=storage,
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            callbacks=list(callbacks),
         ),
     )
+
+
+def run_trainer(trainer: DataParallelTrainer, storage: str) -> Path:
+    """Run the job; gives the folder of the last checkpoint.
+
+    Raises:
+        TrainingError: it failed, with the reason.
+    """
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    kept = f"the last good checkpoint is kept in {storage}"
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise FerRayError(f"The training failed ({reason}): its checkpoints, if any, are in {storage}.") from error
-    return Path(result.best_checkpoints[0][0].path)
+        reason = " ".join(str(error).strip().splitlines()[-1].split())[:300]
+        raise TrainingError(f"The training failed ({reason}): {kept}; --resume goes on from there.") from error
+    failure = Path(storage) / FAILURE_FILE
+    if failure.exists():
+        raise TrainingError(f"{failure.read_text(encoding='utf-8').rstrip('.')} ({kept}).")
+    if result.checkpoint is None:
+        raise TrainingError(f"The training ended without a single epoch: see {storage}.")
+    return Path(result.checkpoint.path)
 
 
-def _train_loop_per_worker(arguments: dict[str, Any]) -> None:
+def _finish(best: Path, work: Path, output: Path) -> None:
+    """Put the bundle at the output in one step, with the log for TensorBoard, and remove the rest."""
+    finished = work / "finished"
+    shutil.rmtree(finished, ignore_errors=True)
+    try:
+        shutil.copytree(best, finished)
+        if (work / TENSORBOARD).is_dir():
+            shutil.copytree(work / TENSORBOARD, finished / TENSORBOARD)
+        finished.rename(output)
+    except OSError as error:
+        raise TrainingError(f"The bundle cannot be written to {output} ({error.strerror}): it is in {best}.") from error
+    shutil.rmtree(work)
+
+
+def train_loop_per_worker(arguments: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
     import ray.train
 
-    config: TrainConfig = arguments["config"]
-    data = load_dataset(arguments["dataset"], config.model.image_size, config.limit)
-    print(f"training on {len(data.train)} images, validating on {len(data.validation)}: {', '.join(data.classes)}", flush=True)
-    for epoch in train_epochs(data, config):
-        print(progress_line(epoch, config.epochs), flush=True)
-        report = {"epoch": epoch.number, "train_loss": epoch.train_loss, "learning_rate": epoch.learning_rate, **epoch.figures}
-        if not epoch.improved:
-            ray.train.report(report)
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            save_epoch(epoch, data, config, folder)
-            ray.train.report(report, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    context = ray.train.get_context()
+    workers = _join(context.get_world_rank(), context.get_world_size(), arguments["threads"])
+    try:
+        _fit(arguments["config"], workers, Path(arguments["storage"]), ray.train.get_checkpoint())
+    except FerRayError as error:  # another try would end the same way
+        if workers.rank == 0:
+            (Path(arguments["storage"]) / FAILURE_FILE).write_text(str(error), encoding="utf-8")
+
+
+def _join(rank: int, count: int, threads: int) -> Workers:
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    elif count > 1:
+        raise UsageError(f"Several workers need the TensorFlow backend of Keras, not {keras.backend.backend()}.")
+    return SynchronousWorkers(rank, count) if count > 1 else OneWorker()
+
+
+def _fit(config: TrainConfig, workers: Workers, storage: Path, checkpoint: Checkpoint | None) -> None:
+    model = config.recipe.model
+    data = load_dataset(config.data, model.image_size, model.color)
+    network, lineage = first_network(config, data)
+    with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch:
+        record = _Record(Path(scratch), data, config, lineage, storage if workers.rank == 0 else None)
+        state = record.go_on_from(Path(checkpoint.path)) if checkpoint else None
+        for epoch in train_epochs(data, config.recipe, network, state, workers):
+            record.report(epoch)
+
+
+def first_network(config: TrainConfig, data: Dataset) -> tuple[keras.Model, dict[str, Any]]:
+    """The network that is to be trained, with the weights it starts from, and what the bundle says about those."""
+    network = make_network(config.recipe, len(data.classes), config.weights)
+    if not config.start_from:
+        return network, {"initial_weights": Path(config.weights).name} if config.recipe.model.architecture in PRETRAINED else {}
+    with bundle.local_copy(Storage(config.data.s3_endpoint), config.start_from) as folder:
+        started = bundle.load(folder)
+    source = started.members[0].network
+    same_classes = started.classes == data.classes
+    for layer, trained in zip(network.layers, source.layers, strict=True):
+        if layer.name != LOGITS or same_classes:
+            layer.set_weights(trained.get_weights())
+    return network, {"started_from": started.model_version}
+
+
+class _Record:
+    """What a training leaves behind: the best bundle so far, the history, the logs, and a checkpoint for every epoch."""
+
+    def __init__(self, scratch: Path, data: Dataset, config: TrainConfig, lineage: dict[str, Any], storage: Path | None) -> None:
+        self.scratch, self.data, self.config, self.lineage, self.storage = scratch, data, config, lineage, storage
+        self.history: list[dict[str, Any]] = []
+        self.writer = _log_writer(storage / TENSORBOARD) if storage else None
+
+    def go_on_from(self, checkpoint: Path) -> State:
+        import pyarrow.parquet as pq
+
+        shutil.copytree(checkpoint / BEST, self.scratch / BEST)
+        self.history = pq.read_table(self.scratch / BEST / bundle.HISTORY_FILE).to_pylist()
+        with np.load(checkpoint / STATE_FILE, allow_pickle=False) as stored:
+            return dict(stored)
+
+    def report(self, epoch: Epoch) -> None:
+        import ray.train
+
+        self.history.append(epoch.row())
+        if self.storage is None or self.writer is None:
+            ray.train.report(epoch.row())
+            return
+        with (self.storage / PROGRESS_FILE).open("a", encoding="utf-8") as progress:
+            progress.write(progress_line(epoch, self.config.recipe.optimization.epochs) + "\n")
+        for name, value in epoch.row().items():
+            self.writer.add_scalar(name, value, epoch.number)
+        self.writer.flush()
+        if epoch.improved:
+            save_epoch(epoch, self.data, self.config, self.lineage, self.scratch / BEST)
+        _write_history(self.history, self.scratch / BEST)
+        checkpoint = self.scratch / "checkpoint"
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        shutil.copytree(self.scratch / BEST, checkpoint / BEST)
+        np.savez(checkpoint / STATE_FILE, **epoch.state)  # type: ignore[arg-type]  # numpy's stub reads the keys as its own options
+        ray.train.report(epoch.row(), checkpoint=ray.train.Checkpoint.from_directory(checkpoint))
+
+
+def _log_writer(folder: Path) -> Any:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
+def _write_history(rows: list[dict[str, Any]], folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table: pa.Table = pa.Table.from_pylist(rows)
+    pq.write_table(table, folder / bundle.HISTORY_FILE)
 
 
 def progress_line(epoch: Epoch, epochs: int) -> str:
@@ -206,26 +308,26 @@ def progress_line(epoch: Epoch, epochs: int) -> str:
     )
 
 
-def save_epoch(epoch: Epoch, data: Dataset, config: TrainConfig, folder: str) -> None:
+def save_epoch(epoch: Epoch, data: Dataset, config: TrainConfig, lineage: dict[str, Any], folder: Path) -> None:
     """Save the model of this epoch as a bundle, calibrated on the validation split."""
-    model = build_residual(config.model, len(data.classes))
-    model.set_weights(epoch.weights)
-    logits = predict_logits(model, data.validation.images)  # anew, as training may have used a coarser arithmetic
-    before = metrics.evaluate(logits, data.validation.labels)
-    temperature = metrics.fit_temperature(logits, data.validation.labels)
-    figures = metrics.evaluate(logits, data.validation.labels, temperature)
+    folder.mkdir(exist_ok=True)
+    network = build(config.recipe.model, len(data.classes), NO_WEIGHTS)
+    network.set_weights(epoch.weights)
+    logits = bundle.predict_logits(network, data.validation.images)  # anew, as training may have used a coarser arithmetic
+    temperature, figures = calibrate(logits, data.validation.labels)
     bundle.save(
-        folder,
-        model,
+        str(folder),
+        [bundle.Member(network, config.recipe.model)],
         classes=data.classes,
-        architecture_config=config.model,
         temperature=temperature,
-        validation={**figures, "ece_before_calibration": before["ece"], "nll_before_calibration": before["nll"]},
+        validation=figures,
         lineage={
             "data_sha256": data.sha256,
             "train_counts": data.train.counts(data.classes),
             "validation_counts": data.validation.counts(data.classes),
+            "findings": list(data.findings),
             "epoch": epoch.number,
+            **lineage,
             "config": config.to_dict(),
         },
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fer_ray.command import EXIT_DONE, run_job
-from fer_ray.config import TrainConfig
+from fer_ray.recipe import TrainConfig
 
 
 def main(config: TrainConfig) -> tuple[dict[str, Any], int]:
@@ -13,4 +13,4 @@ def main(config: TrainConfig) -> tuple[dict[str, Any], int]:
 
 
 if __name__ == "__main__":
-    run_job(TrainConfig, main, __doc__ or "")
+    run_job(TrainConfig, main, __doc__ or "", "start the same command with --resume to go on from the last checkpoint")

@@ -11,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import cv2
 import numpy as np
 import pytest
+from faces import draw_faces
 from stores import S3Server
 
 from fer_ray import demo
@@ -42,6 +43,12 @@ def ray_cluster(s3_server: S3Server) -> Iterator[None]:
 def photographs() -> dict[str, Path]:
     """The demo photographs by name: astronaut, camera, chelsea, coffee, grace_hopper."""
     return {Path(entry.image_uri).stem: Path(entry.image_uri) for entry in demo.images()}
+
+
+@pytest.fixture(scope="session")
+def drawn_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of two classes that a small network learns in seconds."""
+    return draw_faces(tmp_path_factory.mktemp("faces"))
 
 
 def read_bgr(path: Path) -> UInt8Array:

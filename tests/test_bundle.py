@@ -7,55 +7,79 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from fer_ray import bundle
-from fer_ray.config import ResidualConfig
 from fer_ray.errors import BundleError
-from fer_ray.models import build_residual
+from fer_ray.metrics import softmax
+from fer_ray.models import build
+from fer_ray.recipe import ARCHITECTURES, ModelConfig
 
-SMALL = ResidualConfig(stem=8, widths=(8,), depths=(1,))
+SMALL = ModelConfig(stem=8, widths=(8,), depths=(1,))
 CLASSES = ("angry", "happy", "sad")
+
+
+def save(folder: Path, *configs: ModelConfig, flip: bool = False) -> tuple[list[bundle.Member], str]:
+    members = [bundle.Member(build(config, len(CLASSES)), config) for config in configs]
+    arguments = {"classes": CLASSES, "temperature": 1.5, "validation": {"accuracy": 0.5}, "lineage": {}}
+    return members, bundle.save(str(folder), members, flip=flip, **arguments)  # type: ignore[arg-type]
+
+
+def crops(count: int, config: ModelConfig) -> npt.NDArray[np.uint8]:
+    shape = (config.image_size, config.image_size) + (3,) * (config.color == "rgb")
+    return np.random.default_rng(0).integers(0, 256, (count, *shape)).astype(np.uint8)
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     folder = tmp_path / "saved"
     folder.mkdir()
-    network = build_residual(SMALL, len(CLASSES))
-    bundle.save(str(folder), network, classes=CLASSES, architecture_config=SMALL, temperature=1.5, validation={"accuracy": 0.5}, lineage={})
+    save(folder, SMALL)
     return folder
 
 
-def test_a_saved_model_gives_the_same_logits_when_loaded(tmp_path: Path) -> None:
-    network = build_residual(SMALL, len(CLASSES))
-    faces = np.random.default_rng(0).uniform(0, 255, (5, 48, 48, 1)).astype(np.float32)
-    arguments = {"classes": CLASSES, "architecture_config": SMALL, "validation": {"accuracy": 0.5}, "lineage": {}}
-    version = bundle.save(str(tmp_path), network, temperature=1.5, **arguments)  # type: ignore[arg-type]
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_gives_the_same_logits_when_it_was_saved_and_loaded(tmp_path: Path, architecture: str) -> None:
+    config = ModelConfig(architecture=architecture, image_size=32)
+    (member,), version = save(tmp_path, config)
     loaded = bundle.load(str(tmp_path))
-    assert (loaded.classes, loaded.temperature, loaded.model_version, loaded.image_size) == (CLASSES, 1.5, version, 48)
-    assert np.array_equal(loaded.network.predict_on_batch(faces), network.predict_on_batch(faces))
-    assert bundle.save(str(tmp_path), network, temperature=1.6, **arguments) != version  # type: ignore[arg-type]
+    faces = crops(5, config)
+    assert (loaded.classes, loaded.temperature, loaded.model_version, loaded.image_size) == (CLASSES, 1.5, version, 32)
+    assert loaded.logits(faces) == pytest.approx(bundle.predict_logits(member.network, faces), abs=1e-5)
+    assert loaded.probabilities(faces).sum(axis=1) == pytest.approx(np.ones(5))
+    assert save(tmp_path, config)[1] != version  # other weights
+
+
+def test_an_ensemble_averages_its_members_and_mirror_images(tmp_path: Path) -> None:
+    members, version = save(tmp_path, SMALL, ModelConfig(architecture="cnn_32_64_128"), flip=False)
+    faces = crops(3, SMALL)
+    alone = [softmax(bundle.predict_logits(member.network, faces)) for member in members]
+    assert softmax(bundle.load(str(tmp_path)).logits(faces)) == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
+    mirrored = [softmax(bundle.predict_logits(member.network, faces[:, :, ::-1])) for member in members]
+    flipped = bundle.load(str(tmp_path), flip=True)
+    assert softmax(flipped.logits(faces)) == pytest.approx(np.mean(alone + mirrored, axis=0), abs=1e-6)
+    assert version.startswith("ensemble2-")
+    assert flipped.model_version == f"{version}-flip"
 
 
 def test_light_and_contrast_of_a_face_change_nothing() -> None:
     loaded = bundle.load(bundle.resolve(""))
     faces = np.random.default_rng(0).uniform(100, 200, (4, 48, 48, 1)).astype(np.float32)
-    darker = faces * 0.6 + 10
-    assert loaded.network.predict_on_batch(darker) == pytest.approx(loaded.network.predict_on_batch(faces), abs=0.02)
+    network = loaded.members[0].network
+    assert network.predict_on_batch(faces * 0.6 + 10) == pytest.approx(network.predict_on_batch(faces), abs=0.02)
 
 
 def rewrite(folder: Path, **changes: object) -> None:
-    """Change the metadata and sign it, as someone who knows this code could."""
-    file = folder / bundle.METADATA_FILE
-    content = json.loads(file.read_text()) | changes
-    content["weights_sha256"] = bundle._sha256(folder / bundle.WEIGHTS_FILE)
-    content["model_version"] = bundle._model_version(content)
-    file.write_text(json.dumps(content))
+    """Change the metadata and sign it, as someone who knows this code could; `model` changes the network's configuration."""
+    content = json.loads((folder / bundle.METADATA_FILE).read_text())
+    content["members"][0]["model"] |= changes.pop("model", {})
+    content["members"][0]["weights_sha256"] = bundle._sha256(folder / bundle.weights_file(0))
+    bundle.write_metadata(str(folder), content | changes)
 
 
 def replace_weights(folder: Path, stored: Path) -> None:
-    with zipfile.ZipFile(folder / bundle.WEIGHTS_FILE, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(folder / bundle.weights_file(0), "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(stored, "model.weights.h5")
     rewrite(folder)
 
@@ -64,17 +88,20 @@ def replace_weights(folder: Path, stored: Path) -> None:
     ("changes", "complaint"),
     [
         ({"format_version": 99}, "upgrade"),
-        ({"architecture": "os.system"}, "unknown"),
+        ({"format_version": 1}, "train the model anew"),
+        ({"flip": "yes"}, "flip"),
+        ({"members": []}, "networks"),
+        ({"model": {"architecture": "os.system"}}, "unknown"),
         ({"classes": ["happy", "hungry"]}, "classes"),
         ({"classes": ["happy", "happy"]}, "classes"),
         ({"calibration": {"temperature": 0.0}}, "temperature"),
         ({"calibration": None}, "broken"),
         ({"preprocessing": {"crop": {"scale": 1e9}}}, "crop"),
         ({"preprocessing": {"crop": {"scale": "1; import os"}}}, "crop"),
-        ({"architecture_config": {"widths": [2048], "depths": [60]}}, "weights"),
-        ({"architecture_config": {"widths": ["a"], "depths": [1]}}, "whole numbers"),
-        ({"architecture_config": {"stem": 16, "widths": [8], "depths": [1]}}, "do not fit"),
-        ({"architecture_config": {"stem": 8, "widths": [8], "depths": [2]}}, "do not fit"),
+        ({"model": {"widths": [2048], "depths": [60]}}, "weights"),
+        ({"model": {"widths": ["a"]}}, "whole numbers"),
+        ({"model": {"stem": 16}}, "do not fit"),
+        ({"model": {"depths": [2]}}, "do not fit"),
     ],
 )
 def test_a_strange_bundle_is_refused_with_the_reason(saved: Path, changes: dict[str, object], complaint: str) -> None:
@@ -89,11 +116,11 @@ def test_an_altered_or_incomplete_bundle_is_refused(saved: Path, tmp_path: Path)
     (altered / bundle.METADATA_FILE).write_text(json.dumps(content | {"classes": ["angry", "happy", "fear"]}))
     with pytest.raises(BundleError, match="altered"):
         bundle.load(str(altered))
+    (saved / bundle.weights_file(0)).unlink()
+    with pytest.raises(BundleError, match=r"missing its model\.keras"):
+        bundle.load(str(saved))
     (saved / bundle.METADATA_FILE).write_text("[" * 100_000)
     with pytest.raises(BundleError, match="broken"):
-        bundle.load(str(saved))
-    (saved / bundle.WEIGHTS_FILE).unlink()
-    with pytest.raises(BundleError, match="missing"):
         bundle.load(str(saved))
 
 
@@ -118,9 +145,10 @@ def test_weights_that_would_fill_the_memory_are_refused_before_they_are_read(sav
         bundle.load(str(saved))
 
 
-def test_the_bundled_model_is_small_and_says_what_it_is() -> None:
-    metadata = bundle.read_metadata(bundle.resolve(""))
-    size = sum(file.stat().st_size for file in Path(bundle.resolve("")).iterdir())
+@pytest.mark.parametrize("name", bundle.BUNDLED)
+def test_the_bundled_models_are_small_and_say_what_they_are(name: str) -> None:
+    metadata = bundle.read_metadata(bundle.resolve(name))
+    size = sum(file.stat().st_size for file in Path(bundle.resolve(name)).iterdir())
     assert size <= 12e6
     assert metadata["metrics"]["validation"]["accuracy"] >= 0.65
     assert metadata["metrics"]["validation"]["ece"] < 0.05

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from fer_ray.command import parse
-from fer_ray.config import LabelConfig, TrainConfig
+from fer_ray.config import LabelConfig
 from fer_ray.errors import UsageError
+from fer_ray.recipe import TrainConfig
 
 
 def label(*arguments: str) -> LabelConfig:
@@ -22,8 +23,8 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) 
     assert config.labeling.detector_side == LabelConfig().labeling.detector_side
     assert config.date().isoformat() == "2026-11-20"
     train = parse(TrainConfig, ["--dataset", "d", "--output", "o", "--widths", "8", "16", "--depths", "1", "1", "--no-flip"], "")
-    assert train.model.widths == (8, 16)
-    assert not train.augmentation.flip
+    assert train.recipe.model.widths == (8, 16)
+    assert not train.recipe.augmentation.flip
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What people see of a run holds nothing that their terminal would obey."""
 
-from fer_ray.report import printable
+from fer_ray.printing import printable
 
 
 def test_names_from_strangers_are_shown_escaped() -> None:

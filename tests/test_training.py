@@ -1,48 +1,38 @@
-"""Training as a user runs it, on drawn faces: it learns, and what it saves labels photographs."""
+"""Training as a user runs it, through Ray Train: what it saves labels photographs, and neither a dead worker nor a dead job loses it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
-import cv2
-import numpy as np
+import psutil
+import pyarrow.parquet as pq
 import pytest
+from faces import TINY, dataset_of
 
 from fer_ray import Labeler, bundle
-from fer_ray.config import AugmentationConfig, ResidualConfig, TrainConfig
-from fer_ray.dataset import augment, augmented_batches, load_dataset
-from fer_ray.errors import DatasetError, UsageError
-from fer_ray.training import train, train_epochs
+from fer_ray.errors import UsageError
+from fer_ray.recipe import DatasetConfig, ModelConfig, OptimizationConfig, Recipe, TrainConfig
+from fer_ray.training import first_network, train
 
-MODEL = ResidualConfig(stem=8, widths=(16, 32), depths=(1, 1), dropout=0.1)
-
-
-def draw_face(folder: Path, happy: bool, generator: np.random.Generator, number: int) -> None:
-    """A disc with two eyes and a mouth that is bent up or down."""
-    face = np.full((48, 48), generator.integers(20, 90), np.uint8)
-    x, y = (int(v) for v in generator.integers(20, 28, 2))
-    cv2.circle(face, (x, y), 18, int(generator.integers(150, 230)), cv2.FILLED)
-    for side in (-7, 7):
-        cv2.circle(face, (x + side, y - 6), 2, 30, cv2.FILLED)
-    cv2.ellipse(face, (x, y + (6 if happy else 12)), (8, 5), 0, 0 if happy else 180, 180 if happy else 360, 30, 2)
-    folder.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(folder / f"{number}.png"), face)
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def drawn_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root, generator = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)
-    for split, count in (("Training", 160), ("val", 60)):
-        for number in range(count):
-            draw_face(root / split / "Happiness", True, generator, number)
-            draw_face(root / split / "sad", False, generator, number)
-    return root
+def config_of(faces: Path, output: Path, epochs: int, workers: int = 1, **options: object) -> TrainConfig:
+    optimization = OptimizationConfig(epochs=epochs, batch_size=16, learning_rate=4e-3, weight_average=0.9, patience=epochs)
+    data = DatasetConfig(str(faces), keep_duplicates=True)
+    return TrainConfig(str(output), workers=workers, data=data, recipe=Recipe(TINY, optimization=optimization), **options)  # type: ignore[arg-type]
 
 
-def test_a_model_is_trained_saved_and_labels_photographs(
+def test_a_model_is_trained_saved_fine_tuned_and_labels_photographs(
     drawn_faces: Path, tmp_path: Path, photographs: dict[str, Path], ray_cluster: None
 ) -> None:
     output = tmp_path / "model"
-    config = TrainConfig(str(drawn_faces), str(output), epochs=10, batch_size=16, learning_rate=4e-3, weight_average=0.9, model=MODEL)
+    config = config_of(drawn_faces, output, 10)
     summary = train(config)
     assert summary["accuracy"] > 0.9
     saved = json.loads((output / "bundle.json").read_text())
@@ -50,73 +40,93 @@ def test_a_model_is_trained_saved_and_labels_photographs(
     assert saved["metrics"]["validation"]["accuracy"] == summary["accuracy"]
     assert saved["lineage"]["train_counts"] == {"happy": 160, "sad": 160}
     assert str(tmp_path) not in json.dumps(saved)
-    data = load_dataset(str(drawn_faces), 48)
-    logits = bundle.load(str(output)).network.predict_on_batch(data.validation.images[..., None].astype(np.float32))
-    assert (logits.argmax(1) == data.validation.labels).mean() == pytest.approx(summary["accuracy"])
+    assert str(drawn_faces) not in json.dumps(saved)
+    validation = dataset_of(drawn_faces).validation
+    assert (bundle.load(str(output)).logits(validation.images).argmax(1) == validation.labels).mean() == pytest.approx(summary["accuracy"])
+    history = pq.read_table(output / bundle.HISTORY_FILE).to_pylist()
+    assert [row["epoch"] for row in history] == list(range(1, len(history) + 1))
+    assert max(row["accuracy"] for row in history) == pytest.approx(summary["accuracy"], abs=0.02)
+    assert list((output / "tensorboard").glob("events.out.tfevents.*"))
     (image,) = Labeler(str(output)).label([photographs["astronaut"]])
     assert set(image.faces[0].probabilities) == {"happy", "sad"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     with pytest.raises(UsageError, match="exists already"):
         train(config)
 
-
-def test_training_stops_early_and_lowers_the_learning_rate_when_nothing_is_gained(drawn_faces: Path) -> None:
-    data = load_dataset(str(drawn_faces), 48)
-    # So small a learning rate gains nothing, so the first epoch stays the best one.
-    config = TrainConfig(
-        "d", "o", epochs=30, learning_rate=1e-12, warmup_epochs=0, patience=3, schedule="plateau", plateau_patience=2, model=MODEL
-    )
-    epochs = list(train_epochs(data, config))
-    assert len(epochs) <= 1 + max(epoch.number for epoch in epochs if epoch.improved) + 3
-    assert epochs[-1].learning_rate == pytest.approx(config.learning_rate * 0.2)
-    assert not epochs[-1].improved
+    tuned = config_of(drawn_faces, tmp_path / "tuned", 1, start_from=str(output))
+    network, lineage = first_network(tuned, dataset_of(drawn_faces))
+    assert lineage == {"started_from": saved["model_version"]}
+    assert bundle.predict_logits(network, validation.images) == pytest.approx(bundle.load(str(output)).logits(validation.images), abs=1e-4)
 
 
-def test_augmentation_is_random_but_repeatable_and_can_be_turned_off() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (32, 48, 48)).astype(np.uint8)
-    off = AugmentationConfig(flip=False, rotation=0, zoom=0, shift=0, brightness=0, contrast=0, blur=0, erasing=0)
-    assert np.array_equal(augment(images, off, np.random.default_rng(1))[..., 0], images)
-    flipped = augment(images, AugmentationConfig(True, 0, 0, 0, 0, 0, 0, 0), np.random.default_rng(1))[..., 0]
-    mirrored = [np.array_equal(view, image[:, ::-1]) for view, image in zip(flipped, images, strict=True)]
-    same = [np.array_equal(view, image) for view, image in zip(flipped, images, strict=True)]
-    assert any(mirrored)
-    assert any(same)
-    assert all(a or b for a, b in zip(mirrored, same, strict=True))
-    first, again = (augment(images, AugmentationConfig(), np.random.default_rng(5)) for _ in range(2))
-    assert np.array_equal(first, again)
-    assert first.min() >= 0
-    assert first.max() <= 255
+def test_two_workers_train_one_network_and_a_dead_one_is_replaced(drawn_faces: Path, tmp_path: Path, ray_cluster: None) -> None:
+    work = tmp_path / "model.training"
+    killer = threading.Thread(target=kill_a_worker_after_a_checkpoint, args=(work,))
+    killer.start()
+    summary = train(config_of(drawn_faces, tmp_path / "model", 8, workers=2))
+    killer.join()
+    assert summary["accuracy"] > 0.9
+    history = pq.read_table(tmp_path / "model" / bundle.HISTORY_FILE).to_pylist()
+    assert [row["epoch"] for row in history] == list(range(1, 9))
+    losses = [row["train_loss"] for row in history]
+    assert losses == sorted(losses, reverse=True) or losses[-1] < 0.7 * losses[0]
 
 
-def test_an_epoch_shows_every_image_once(drawn_faces: Path) -> None:
-    split = load_dataset(str(drawn_faces), 48).train
-    off = AugmentationConfig(flip=False, rotation=0, zoom=0, shift=0, brightness=0, contrast=0, blur=0, erasing=0)
-    shown = [
-        image.tobytes() for images, _ in augmented_batches(split, 32, off, np.random.default_rng(0)) for image in images.astype(np.uint8)
-    ]
-    assert sorted(shown) == sorted(image.tobytes() for image in split.images)
+def kill_a_worker_after_a_checkpoint(work: Path) -> None:
+    while not list(work.glob("train/checkpoint_*/state.npz")):
+        time.sleep(0.1)
+    workers = [process for process in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(process.info["cmdline"] or ())]
+    assert len(workers) >= 2
+    workers[0].kill()
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint(drawn_faces: Path, tmp_path: Path) -> None:
+    settings = {"epochs": 6, "batch_size": 16, "learning_rate": 0.004, "weight_average": 0.9, "patience": 6, "keep_duplicates": True}
+    model = {"stem": 8, "widths": [16, 32], "depths": [1, 1], "dropout": 0.1}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(settings | model))
+    command = [sys.executable, ROOT / "jobs" / "train.py", "--config", file, "--dataset", drawn_faces, "--output", tmp_path / "model"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+    def start(*more: str) -> subprocess.Popen[str]:
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+        return subprocess.Popen([*map(str, command), *more], start_new_session=True, **piped)  # type: ignore[call-overload, no-any-return]
+
+    killed = start()
+    deadline = time.monotonic() + 240
+    while len(list((tmp_path / "model.training").glob("train/checkpoint_*/state.npz"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    refused = start()
+    assert "go on with --resume" in refused.communicate()[1]
+    assert refused.returncode == 2
+    resumed = start("--resume")
+    output, errors = resumed.communicate()
+    assert resumed.returncode == 0, errors
+    assert "epoch 1/6" not in output + errors
+    history = pq.read_table(tmp_path / "model" / bundle.HISTORY_FILE).to_pylist()
+    assert [row["epoch"] for row in history] == list(range(1, 7))
+    assert json.loads(output.splitlines()[-1])["accuracy"] > 0.6
 
 
 @pytest.mark.parametrize(
-    ("spoil", "complaint"),
+    ("options", "complaint"),
     [
-        (lambda root: None, "no folder train"),
-        (lambda root: [(root / name).mkdir(parents=True) for name in ("train/hungry", "test/sad")], "hungry"),
-        (lambda root: (root / "train" / "sad").mkdir(parents=True), "no folder validation"),
-        (lambda root: [(root / split / "sad").mkdir(parents=True) for split in ("train", "test")], "no images"),
-        (lambda root: [(root / split).mkdir(parents=True) for split in ("train/sad", "train/anger", "test/sad")], "angry"),
-        (lambda root: [(root / name).mkdir(parents=True) for name in ("train/sad", "train/sadness", "test/sad")], "merge"),
+        ({"batch_size": 15}, "cannot be shared evenly"),
+        ({"batch_size": 512}, "fewer than one batch"),
+        ({"output": "s3://bucket/model"}, "a folder that all machines see"),
+        ({"resume": True}, "no training into .* to resume"),
+        ({"start_from": "/nowhere"}, "missing"),
+        ({"model": ModelConfig(architecture="vgg16", image_size=32), "weights": "/nowhere"}, "give --weights FILE or none"),
     ],
 )
-def test_a_wrong_data_set_is_refused_by_name(tmp_path: Path, spoil: object, complaint: str) -> None:
-    spoil(tmp_path)  # type: ignore[operator]
-    with pytest.raises(DatasetError, match=complaint):
-        load_dataset(str(tmp_path), 48)
-
-
-def test_a_broken_training_image_is_named(drawn_faces: Path, tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        (tmp_path / split / "sad").mkdir(parents=True)
-        (tmp_path / split / "sad" / "broken.png").write_bytes(b"x")
-    with pytest.raises(DatasetError, match=r"broken\.png cannot be decoded"):
-        load_dataset(str(tmp_path), 48)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    drawn_faces: Path, tmp_path: Path, options: dict[str, object], complaint: str
+) -> None:
+    batch_size, model = options.pop("batch_size", 16), options.pop("model", TINY)
+    recipe = Recipe(model, optimization=OptimizationConfig(batch_size=batch_size))  # type: ignore[arg-type]
+    arguments = {"output": str(tmp_path / "model"), "workers": 2 if batch_size == 15 else 1, "recipe": recipe, **options}
+    with pytest.raises(UsageError, match=complaint):
+        train(TrainConfig(data=DatasetConfig(str(drawn_faces), keep_duplicates=True), **arguments))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

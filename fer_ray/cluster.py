@@ -1,0 +1,27 @@
+"""Joining a Ray cluster, or starting one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+
+import ray
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), or start a local one; nothing if joined already.
+
+    What the workers print stays in Ray's logs.
+    """
+    if ray.is_initialized():
+        return
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a thread that outlives the job must not start Ray again
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which prints a stack
+
+
+def cluster_cpus() -> int:
+    """The CPUs of the cluster, at least one."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
