@@ -2,7 +2,8 @@
 
 All three see the same photographs in alternating rounds. Each is run over N and over 2N images; the rate comes from the
 difference, so that start-up drops out. Without --photos, the demo photographs are cut to 250 x 250 pixels (and to two
-megapixels with --large). `fer` runs in .bench-venv, which the script makes.
+megapixels with --large). `fer` runs in .bench-venv, which the script makes. The share of
+the model is what its network alone costs for one crop, in batches of 64 on one thread, of the CPU time per image of the job.
 
     .venv/bin/python benchmarks/label_throughput.py [--photos DIR] [--large] [--images N] [--rounds R] [--no-fer]
 """
@@ -44,6 +45,21 @@ if __name__ == "__main__":
     [process.start() for process in processes]
     [process.join() for process in processes]
     sys.exit(max(process.exitcode for process in processes))
+"""
+MODEL = """
+import time
+import numpy as np
+from fer_ray import Labeler
+labeler = Labeler(threads=1)
+model = labeler._bundle
+crops = np.random.default_rng(0).integers(0, 256, (64, model.image_size, model.image_size)).astype(np.uint8)
+model.probabilities(crops)
+costs = []
+for _ in range(30):
+    started = time.process_time()
+    model.probabilities(crops)
+    costs.append(1000 * (time.process_time() - started) / len(crops))
+print(sorted(costs)[len(costs) // 2])
 """
 FER = """
 import glob, sys
@@ -191,6 +207,12 @@ def main() -> None:
     report(costs)
 
 
+def model_cost() -> float:
+    """CPU milliseconds of the default model for one crop, measured in a process of its own."""
+    answer = subprocess.run([sys.executable, "-c", MODEL], cwd=ROOT, capture_output=True, text=True, check=True)
+    return float(answer.stdout.splitlines()[-1])
+
+
 def report(costs: dict[str, list[tuple[int, Cost, Cost]]]) -> None:
     figures = {}
     for name, runs in costs.items():
@@ -206,6 +228,9 @@ def report(costs: dict[str, list[tuple[int, Cost, Cost]]]) -> None:
             "peak_mb_2n": round(max(twice.peak_mb for _, _, twice in runs)),
         }
         print(f"{name:5s} {figures[name]}")
+    cost = model_cost()
+    figures["job"]["model_ms_per_face"] = round(cost, 2)
+    print(f"model: {cost:.2f} CPU ms per face, {cost / figures['job']['cpu_ms_per_image']:.0%} of the job's per image")
     for other in set(figures) - {"job"}:
         ratio = figures["job"]["images_per_second"] / figures[other]["images_per_second"]
         figures["job"][f"ratio_to_{other}"] = round(ratio, 2)

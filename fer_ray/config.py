@@ -11,7 +11,12 @@ from urllib.parse import urlsplit
 
 from fer_ray.errors import UsageError
 from fer_ray.options import check, check_positive, check_share, option
+from fer_ray.recipe import DatasetConfig, Recipe
 
+SPLITS = ("train", "validation", "test")
+MAX_SAMPLES = 500
+ONNX, SAVEDMODEL, TFLITE = "onnx", "savedmodel", "tflite"
+EXPORT_FORMATS = (ONNX, SAVEDMODEL, TFLITE)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ENDPOINT_RULE = "The S3 endpoint must look like https://store.example.org:9000, without credentials in it."
 _RUN_ID_RULE = "The run id must be 1 to 128 letters, digits, '.', '_' or '-' and begin with a letter or digit."
@@ -120,3 +125,112 @@ class LabelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as the run records them."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `jobs/train.py` can be told."""
+
+    output: str = option("", "folder to write the model bundle to; must not exist yet (required)")
+    weights: str = option("imagenet", "initial weights of Keras Applications: imagenet (a download), none, or a Keras weights file")
+    start_from: str = option("", "bundle to fine-tune: its network is taken, with a new last layer where the classes differ")
+    resume: bool = option(False, "go on from the last checkpoint of a training into the same output that was ended")
+    workers: int = option(1, "Ray Train workers with synchronised gradients; each takes a share of every batch")
+    cpus_per_worker: int | None = option(None, "CPUs reserved for each worker (default: one, with the threads of an equal share)")
+    use_gpu: bool = option(False, "give every worker a GPU of the cluster")
+    max_failures: int = option(2, "how often a dead worker is replaced before the training fails")
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
+        check(self.cpus_per_worker is None or self.cpus_per_worker > 0, "The setting cpus_per_worker must be above 0.")
+        check_positive(self, "workers")
+        check(self.max_failures >= 0, "The setting max_failures must not be negative.")
+        even = self.recipe.optimization.batch_size % self.workers == 0
+        check(even, f"The batch of {self.recipe.optimization.batch_size} images cannot be shared evenly by {self.workers} workers.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as the bundle records them: all but the places, which say nothing about the model."""
+        return {
+            "workers": self.workers,
+            "dataset": {
+                key: value for key, value in dataclasses.asdict(self.data).items() if key not in ("dataset", "ferplus", "s3_endpoint")
+            }
+            | {"ferplus": bool(self.data.ferplus)},
+            **dataclasses.asdict(self.recipe),
+        }
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """What `jobs/inspect_dataset.py` can be told."""
+
+    output: str = option("", "folder or s3://bucket/prefix for the sample sheet and the list of duplicates (required)")
+    samples: int = option(8, "faces of each class and split on the sample sheet")
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+
+    def __post_init__(self) -> None:
+        check(bool(self.output), "Where to? Give --output FOLDER for the sample sheet and the duplicates.")
+        check(0 < self.samples <= 40, f"The setting samples must lie between 1 and 40, not {self.samples}.")
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """What `jobs/ensemble.py` can be told."""
+
+    model: tuple[str, ...] = option((), "the bundles to average: fer2013, ferplus, folders, or s3://bucket/prefix (required)")
+    output: str = option("", "folder to write the bundle to; must not exist yet (required)")
+    flip: bool = option(False, "average in the answers for mirror images as well, at twice the cost")
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+
+    def __post_init__(self) -> None:
+        check(bool(self.model) and all(self.model), "Which models? Give --model BUNDLE BUNDLE ...")
+        check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What `jobs/evaluate.py` can be told."""
+
+    model: tuple[str, ...] = option(
+        (), "fer2013 or ferplus, which come with the package, or bundles in folders or s3://bucket/prefix (required)"
+    )
+    output: str = option("", "folder or s3://bucket/prefix for index.html, the pictures and the figures (required)")
+    split: str = option("test", "the split that the models are judged on", SPLITS)
+    flip: bool = option(False, "average the answers for each face and its mirror image")
+    samples: int = option(50, "random predictions to show")
+    seed: int = option(0, "seed of that choice and of the resamples behind the intervals")
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+
+    def __post_init__(self) -> None:
+        check(bool(self.model) and all(self.model), "Which model? Give --model fer2013, or a bundle.")
+        check(bool(self.output), "Where to? Give --output FOLDER for the pages and figures.")
+        check(self.split in SPLITS, f"The setting split must be one of {', '.join(SPLITS)}.")
+        check_positive(self, "samples")
+        check(self.samples <= MAX_SAMPLES, f"The setting samples must be at most {MAX_SAMPLES}.")
+        check(self.seed >= 0, "The setting seed must not be negative.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as the report records them: all but the address of the store."""
+        values = dataclasses.asdict(self)
+        values["dataset"] = {key: value for key, value in values.pop("data").items() if key != "s3_endpoint"}
+        return values
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What `jobs/export.py` can be told."""
+
+    model: str = option("", "fer2013 or ferplus, which come with the package, or a bundle in a folder or at s3://... (default: ferplus)")
+    format: str = option(ONNX, "for ONNX Runtime, for TensorFlow, or for LiteRT (TensorFlow Lite)", EXPORT_FORMATS)
+    int8: bool = option(False, "store the weights in 8 bits and calculate with them: a quarter of the size, not quite the same answers")
+    flip: bool = option(False, "average the answers for each face and its mirror image, at twice the cost of the model")
+    output: str = option("", "file (onnx, tflite) or folder (savedmodel) to write, local or s3://bucket/name; must be new (required)")
+    dataset: str = option("", "data set whose validation faces calibrate and check the export (default: faces of the demo photographs)")
+    s3_endpoint: str = option("", "address of an S3-compatible store (default: AWS_ENDPOINT_URL, or AWS)")
+
+    def __post_init__(self) -> None:
+        check(bool(self.output), "Where to? Give --output PATH for the exported model.")
+        check(self.format in EXPORT_FORMATS, f"The setting format must be one of {', '.join(EXPORT_FORMATS)}, not {self.format!r}.")
+        check(not self.int8 or self.format != SAVEDMODEL, "A SavedModel has no int8 form here: give --format onnx or tflite with --int8.")

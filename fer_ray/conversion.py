@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fer_ray.bundle import Bundle
+from fer_ray.config import ONNX, SAVEDMODEL, TFLITE
 from fer_ray.errors import FerRayError
-from fer_ray.export_config import ONNX, SAVEDMODEL, TFLITE
 from fer_ray.recipe import RGB
 
 if TYPE_CHECKING:
@@ -136,10 +136,20 @@ def _to_tflite(network: keras.Model, made: Path, calibration: Float32Array | Non
 
 
 def _to_onnx(network: keras.Model, made: Path, calibration: Float32Array | None) -> None:
+    for layer in _layers_of(network):
+        if type(layer).__name__ == "Normalization":  # a tensor would become an input of the ONNX network that nobody can feed
+            layer.mean, layer.variance = np.asarray(layer.mean), np.asarray(layer.variance)
     network(np.zeros((1, *network.input_shape[1:]), np.float32))  # Keras exports no model that was never called
     network.export(str(made), format="onnx", verbose=False)
     if calibration is not None:
         _quantise_onnx(made, calibration)
+
+
+def _layers_of(network: keras.Model) -> Iterator[keras.Layer]:
+    for layer in network.layers:
+        yield layer
+        if hasattr(layer, "layers"):
+            yield from _layers_of(layer)
 
 
 class _CalibrationReader:
@@ -217,10 +227,12 @@ def describe(original: Bundle, int8: bool) -> dict[str, Any]:
 
 
 def _describe_inside(file: Path, description: dict[str, Any]) -> None:
-    """ONNX carries its description in the file; the output gets its name, which the converter loses, and both batches one size."""
+    """ONNX carries its description in the file; the output gets its name, which the converter loses, and the batch its letter."""
     import onnx
 
     model = onnx.load(file)
+    if [value.name for value in model.graph.input] != [INPUT]:
+        raise ValueError(f"it would need {', '.join(value.name for value in model.graph.input)} as input")
     given = model.graph.output[0].name
     for node in model.graph.node:
         node.output[:] = [OUTPUT if name == given else name for name in node.output]

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from fer_ray import bundle, evaluation_page, figures, gradcam, metrics
 from fer_ray.bundle import Bundle
+from fer_ray.config import EvaluateConfig
 from fer_ray.dataset import Dataset, Split, load_dataset
 from fer_ray.errors import DatasetError, StorageError, UsageError
-from fer_ray.evaluate_config import EvaluateConfig
 from fer_ray.figures import Answer
 from fer_ray.history import read_history
 from fer_ray.printing import printable

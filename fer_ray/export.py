@@ -21,10 +21,9 @@ import numpy.typing as npt
 
 from fer_ray import bundle
 from fer_ray.bundle import Bundle
-from fer_ray.config import LabelingConfig
+from fer_ray.config import ONNX, SAVEDMODEL, TFLITE, ExportConfig, LabelingConfig
 from fer_ray.conversion import Float32Array, Run, convert, describe, open_converted, quiet
 from fer_ray.errors import DatasetError, FerRayError, StorageError, UsageError
-from fer_ray.export_config import ONNX, SAVEDMODEL, TFLITE, ExportConfig
 from fer_ray.recipe import DatasetConfig
 from fer_ray.storage import S3, Storage, absolute, join
 

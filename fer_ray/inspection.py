@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from fer_ray.config import InspectConfig
 from fer_ray.dataset import Gathered, gather
 from fer_ray.duplicates import leaked
 from fer_ray.faces import read_faces
 from fer_ray.labels import Labeled, divide_and_label
 from fer_ray.layouts import find_layout
 from fer_ray.printing import counted
-from fer_ray.recipe import RGB, InspectConfig
+from fer_ray.recipe import RGB
 from fer_ray.storage import Storage, absolute, join
 
 UInt8Array = npt.NDArray[np.uint8]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,51 +175,3 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What `jobs/train.py` can be told."""
-
-    output: str = option("", "folder to write the model bundle to; must not exist yet (required)")
-    weights: str = option("imagenet", "initial weights of Keras Applications: imagenet (a download), none, or a Keras weights file")
-    start_from: str = option("", "bundle to fine-tune: its network is taken, with a new last layer where the classes differ")
-    resume: bool = option(False, "go on from the last checkpoint of a training into the same output that was ended")
-    workers: int = option(1, "Ray Train workers with synchronised gradients; each takes a share of every batch")
-    cpus_per_worker: int | None = option(None, "CPUs reserved for each worker (default: one, with the threads of an equal share)")
-    use_gpu: bool = option(False, "give every worker a GPU of the cluster")
-    max_failures: int = option(2, "how often a dead worker is replaced before the training fails")
-    data: DatasetConfig = field(default_factory=DatasetConfig)
-    recipe: Recipe = field(default_factory=Recipe)
-
-    def __post_init__(self) -> None:
-        check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
-        check(self.cpus_per_worker is None or self.cpus_per_worker > 0, "The setting cpus_per_worker must be above 0.")
-        check_positive(self, "workers")
-        check(self.max_failures >= 0, "The setting max_failures must not be negative.")
-        even = self.recipe.optimization.batch_size % self.workers == 0
-        check(even, f"The batch of {self.recipe.optimization.batch_size} images cannot be shared evenly by {self.workers} workers.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as the bundle records them: all but the places, which say nothing about the model."""
-        return {
-            "workers": self.workers,
-            "dataset": {
-                key: value for key, value in dataclasses.asdict(self.data).items() if key not in ("dataset", "ferplus", "s3_endpoint")
-            }
-            | {"ferplus": bool(self.data.ferplus)},
-            **dataclasses.asdict(self.recipe),
-        }
-
-
-@dataclass(frozen=True)
-class InspectConfig:
-    """What `jobs/inspect_dataset.py` can be told."""
-
-    output: str = option("", "folder or s3://bucket/prefix for the sample sheet and the list of duplicates (required)")
-    samples: int = option(8, "faces of each class and split on the sample sheet")
-    data: DatasetConfig = field(default_factory=DatasetConfig)
-
-    def __post_init__(self) -> None:
-        check(bool(self.output), "Where to? Give --output FOLDER for the sample sheet and the duplicates.")
-        check(0 < self.samples <= 40, f"The setting samples must lie between 1 and 40, not {self.samples}.")

@@ -18,11 +18,12 @@ import numpy as np
 from fer_ray import bundle
 from fer_ray.calibration import calibrate
 from fer_ray.cluster import cluster_cpus, connect
+from fer_ray.config import TrainConfig
 from fer_ray.dataset import Dataset, load_dataset
 from fer_ray.errors import FerRayError, TrainingError, UsageError
 from fer_ray.fitting import Epoch, OneWorker, State, Workers, make_network, train_epochs
 from fer_ray.models import LOGITS, NO_WEIGHTS, build
-from fer_ray.recipe import PRETRAINED, ModelConfig, TrainConfig
+from fer_ray.recipe import PRETRAINED, ModelConfig
 from fer_ray.storage import Storage
 from fer_ray.synchrony import CollectiveConfig, SynchronousWorkers
 
@@ -96,6 +97,8 @@ def check_data(config: TrainConfig) -> None:
     print(f"training on {len(data.train):,} images, validating on {len(data.validation):,}: {', '.join(data.classes)}", flush=True)
     if len(data.train) < config.recipe.optimization.batch_size:
         raise UsageError(f"The data set has {len(data.train)} training images, fewer than one batch: lower --batch-size.")
+    if model.architecture in PRETRAINED and config.weights != NO_WEIGHTS:
+        build(model, len(data.classes), config.weights)  # weights that cannot be had are refused here too
 
 
 def _with_started_model(config: TrainConfig) -> TrainConfig:

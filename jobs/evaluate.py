@@ -3,7 +3,7 @@
 from typing import Any
 
 from fer_ray.command import EXIT_DONE, run_job
-from fer_ray.evaluate_config import EvaluateConfig
+from fer_ray.config import EvaluateConfig
 
 
 def main(config: EvaluateConfig) -> tuple[dict[str, Any], int]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fer_ray.command import EXIT_DONE, run_job
-from fer_ray.export_config import ExportConfig
+from fer_ray.config import ExportConfig
 
 
 def main(config: ExportConfig) -> tuple[dict[str, Any], int]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fer_ray.command import EXIT_DONE, run_job
-from fer_ray.recipe import InspectConfig
+from fer_ray.config import InspectConfig
 
 
 def main(config: InspectConfig) -> tuple[dict[str, Any], int]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fer_ray.command import EXIT_DONE, run_job
-from fer_ray.recipe import TrainConfig
+from fer_ray.config import TrainConfig
 
 
 def main(config: TrainConfig) -> tuple[dict[str, Any], int]:

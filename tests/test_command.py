@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from fer_ray.command import parse
-from fer_ray.config import LabelConfig
+from fer_ray.config import LabelConfig, TrainConfig
 from fer_ray.errors import UsageError
-from fer_ray.recipe import TrainConfig
 
 
 def label(*arguments: str) -> LabelConfig:

@@ -18,13 +18,14 @@ import requests
 from conftest import SHARED_DATA
 from stores import S3Server
 
+from fer_ray.config import InspectConfig
 from fer_ray.dataset import Dataset, load_dataset
 from fer_ray.decoder import UInt8Array
 from fer_ray.errors import DatasetError
 from fer_ray.inspection import inspect
 from fer_ray.labels import divide_and_label
 from fer_ray.layouts import Sample
-from fer_ray.recipe import RGB, DatasetConfig, InspectConfig
+from fer_ray.recipe import RGB, DatasetConfig
 from fer_ray.schema import EMOTIONS, emotion_of
 from fer_ray.storage import Storage
 

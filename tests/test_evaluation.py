@@ -15,9 +15,9 @@ import pytest
 
 from fer_ray import bundle, figures, gradcam
 from fer_ray.command import parse
+from fer_ray.config import EvaluateConfig
 from fer_ray.dataset import Split, load_dataset
 from fer_ray.errors import DatasetError, UsageError
-from fer_ray.evaluate_config import EvaluateConfig
 from fer_ray.evaluation import evaluate
 from fer_ray.history import COLUMNS, History, read_history
 from fer_ray.models import build

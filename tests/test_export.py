@@ -14,18 +14,17 @@ from stores import S3Server
 
 from fer_ray import bundle, conversion, export
 from fer_ray.command import parse
-from fer_ray.config import CropGeometry
+from fer_ray.config import EXPORT_FORMATS, CropGeometry, ExportConfig
 from fer_ray.conversion import Float32Array
 from fer_ray.decoder import UInt8Array
 from fer_ray.errors import BundleError, DatasetError, FerRayError, UsageError
-from fer_ray.export_config import FORMATS, ExportConfig
 from fer_ray.models import build
 from fer_ray.recipe import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("angry", "happy", "sad")
 TINY = ModelConfig(architecture="residual", stem=8, widths=(8,), depths=(1,))
-COLOR = ModelConfig(architecture="mobilenet_v2", image_size=32)
+COLOR = ModelConfig(architecture="vgg16", image_size=32)
 
 
 def save_untrained(folder: Path, *configs: ModelConfig, flip: bool = False) -> str:
@@ -76,7 +75,11 @@ def as_input(crops: UInt8Array) -> Float32Array:
 
 @pytest.mark.parametrize(
     ("members", "flip", "format_name"),
-    [*(((TINY,), False, name) for name in FORMATS), *(((TINY, TINY), True, name) for name in FORMATS), ((COLOR,), False, "onnx")],
+    [
+        *(((TINY,), False, name) for name in EXPORT_FORMATS),
+        *(((TINY, TINY), True, name) for name in EXPORT_FORMATS),
+        ((COLOR,), False, "onnx"),
+    ],
 )
 def test_another_runtime_gives_the_probabilities_of_the_bundle_for_any_number_of_faces(
     tmp_path: Path, members: tuple[ModelConfig, ...], flip: bool, format_name: str
@@ -104,7 +107,7 @@ def read_description(format_name: str, output: Path) -> dict[str, object]:
     return dict(json.loads(file.read_text()))
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("format_name", EXPORT_FORMATS)
 def test_an_export_says_which_classes_it_names_and_how_faces_must_be_cut(tmp_path: Path, format_name: str) -> None:
     model = save_untrained(tmp_path / "bundle", TINY)
     export.export(ExportConfig(model=model, format=format_name, output=str(tmp_path / "exported"), flip=True))
@@ -130,7 +133,7 @@ def test_int8_is_far_smaller_and_mostly_says_the_same(tmp_path: Path, format_nam
     assert np.abs(given.sum(axis=1) - 1).max() < 0.02
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("format_name", EXPORT_FORMATS)
 def test_an_export_that_does_not_agree_with_the_model_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_name: str
 ) -> None:
@@ -147,7 +150,7 @@ def test_what_stands_at_the_output_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "beside.json").write_text("precious")
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
-    for format_name, name in [*((f, n) for f in FORMATS for n in ("file", "folder", "nowhere")), ("tflite", "beside")]:
+    for format_name, name in [*((f, n) for f in EXPORT_FORMATS for n in ("file", "folder", "nowhere")), ("tflite", "beside")]:
         with pytest.raises(UsageError, match="exists already"):
             export.export(ExportConfig(format=format_name, output=str(tmp_path / name)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.json", "file", "folder", "nowhere"]

@@ -12,7 +12,7 @@ LEVELS = [
     {"errors", "cluster", "printing", "metrics"},
     {"options", "schema", "calibration"},
     {"recipe"},
-    {"config", "evaluate_config", "export_config"},
+    {"config"},
     {"command", "models", "folders", "signed_get"},
     {"s3", "gradcam"},
     {"storage"},
@@ -24,7 +24,7 @@ LEVELS = [
     {"report", "augmentation", "inspection", "scoring", "export"},
     {"fitting", "evaluation_page"},
     {"synchrony"},
-    {"labeling", "training", "evaluation"},
+    {"labeling", "training", "evaluation", "ensemble"},
 ]
 RAY_ALLOWED = {"cluster", "pipeline", "publish", "synchrony", "training"}
 KERAS_ALLOWED = {"models", "bundle", "fitting", "synchrony", "training", "labeler", "gradcam", "conversion", "export"}
@@ -57,7 +57,7 @@ def test_imports_run_downwards_and_engines_stay_in_their_rooms(module: Path) -> 
     assert not {name.split(".")[0] for name in imports(module, top_level_only=True)} & {"keras", "tensorflow"}
 
 
-@pytest.mark.parametrize("job", ["label", "train", "evaluate", "export", "inspect_dataset"])
+@pytest.mark.parametrize("job", ["label", "train", "evaluate", "ensemble", "export", "inspect_dataset"])
 def test_help_answers_without_loading_ray_tensorflow_or_opencv(job: str) -> None:
     code = f"import runpy, sys\nsys.argv = ['{job}.py', '--help']\n"
     code += f"try: runpy.run_path('jobs/{job}.py', run_name='__main__')\nexcept SystemExit: pass\n"

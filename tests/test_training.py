@@ -15,8 +15,9 @@ import pytest
 from faces import TINY, dataset_of
 
 from fer_ray import Labeler, bundle
+from fer_ray.config import TrainConfig
 from fer_ray.errors import UsageError
-from fer_ray.recipe import DatasetConfig, ModelConfig, OptimizationConfig, Recipe, TrainConfig
+from fer_ray.recipe import DatasetConfig, ModelConfig, OptimizationConfig, Recipe
 from fer_ray.training import first_network, train
 
 ROOT = Path(__file__).parents[1]
