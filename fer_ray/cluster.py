@@ -25,3 +25,9 @@ def connect() -> None:
 def cluster_cpus() -> int:
     """The CPUs of the cluster, at least one."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def is_too_much(cpus: int, gpus: int) -> bool:
+    """Whether this machine alone lacks what is asked for; a cluster that was joined may still grow."""
+    here = ray.cluster_resources()
+    return not os.environ.get("RAY_ADDRESS") and (cpus > here.get("CPU", 0) or gpus > here.get("GPU", 0))

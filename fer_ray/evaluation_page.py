@@ -35,7 +35,7 @@ _PICTURES = (
         "An honest model is right as often as it says: bars on the dashed line. Where bars are below it, the model is too sure.",
         "",
     ),
-    ("curves", "Training", "Dashed red lines: epochs whose learning rate is at most half of the one before.", "training_curves"),
+    ("curves", "Training", "Dashed red lines: epochs whose learning rate fell at once to half or less.", "training_curves"),
     (
         "gradcam",
         "Where the model looks",

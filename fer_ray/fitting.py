@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -118,11 +119,28 @@ def make_network(recipe: Recipe, class_count: int, weights: str = "none") -> ker
     import keras
 
     keras.utils.set_random_seed(recipe.optimization.seed)
-    keras.mixed_precision.set_global_policy("mixed_bfloat16" if recipe.optimization.precision == "bfloat16" else "float32")
+    coarse = recipe.optimization.precision == "bfloat16" or (recipe.optimization.precision == "auto" and gains_from_bfloat16())
+    keras.mixed_precision.set_global_policy("mixed_bfloat16" if coarse else "float32")
     try:
         return build(recipe.model, class_count, weights)
     finally:
         keras.mixed_precision.set_global_policy("float32")
+
+
+def gains_from_bfloat16() -> bool:
+    """Whether this machine calculates faster in bfloat16: CPUs with such instructions, and GPUs."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 class _Fit:

@@ -30,9 +30,10 @@ class History:
 
     @property
     def drops(self) -> npt.NDArray[np.float64]:
-        """The epochs whose learning rate is half of the one before, or less."""
-        fell = (self.learning_rate[1:] <= 0.5 * self.learning_rate[:-1]) & (self.learning_rate[:-1] > 0)
-        return self.epoch[1:][fell]
+        """The epochs whose learning rate fell at once to half or less; the smooth end of a cosine is no such fall."""
+        kept = self.learning_rate[1:] / np.maximum(self.learning_rate[:-1], 1e-30)
+        before = np.concatenate([[1.0], kept[:-1]])
+        return self.epoch[1:][(kept <= 0.5) & (before > 0.75)]
 
 
 def read_history(storage: Storage, place: str) -> tuple[History | None, str]:

@@ -155,7 +155,7 @@ class OptimizationConfig:
     mixup: float = option(0.0, "alpha of the Beta distribution that mixes pairs of training images; 0 turns it off")
     class_weights: str = option("none", "weigh rare classes more, by the inverse of their share or its root", ("none", "root", "balanced"))
     weight_average: float = option(0.995, "decay per step of the moving average of the weights that is evaluated and saved; 0 turns it off")
-    precision: str = option("float32", "arithmetic of the layers; bfloat16 is faster on recent CPUs and GPUs", ("float32", "bfloat16"))
+    precision: str = option("auto", "arithmetic of the layers; auto is bfloat16 where the hardware gains", ("auto", "float32", "bfloat16"))
     frozen_epochs: int = option(0, "epochs with a frozen base first (networks of Keras Applications and --start-from)")
     fine_tune_from: float = option(0.0, "share of the base's layers, from the input, that stays frozen afterwards")
     seed: int = option(7, "seed of initial weights, order and augmentation")

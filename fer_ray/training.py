@@ -17,7 +17,7 @@ import numpy as np
 
 from fer_ray import bundle
 from fer_ray.calibration import calibrate
-from fer_ray.cluster import cluster_cpus, connect
+from fer_ray.cluster import cluster_cpus, connect, is_too_much
 from fer_ray.config import TrainConfig
 from fer_ray.dataset import Dataset, load_dataset
 from fer_ray.errors import FerRayError, TrainingError, UsageError
@@ -143,6 +143,10 @@ def make_trainer(config: TrainConfig, storage: str, callbacks: tuple[Any, ...] =
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     connect()
+    needed = config.workers * (config.cpus_per_worker or 1)
+    if is_too_much(needed, config.workers if config.use_gpu else 0):
+        wanted = f"{needed} CPUs" + (f" and {config.workers} GPUs" if config.use_gpu else "")
+        raise UsageError(f"The training needs {wanted}, more than this machine has: lower --workers or leave --use-gpu out.")
     threads = config.cpus_per_worker or max(1, cluster_cpus() // config.workers)
     return DataParallelTrainer(
         train_loop_per_worker,

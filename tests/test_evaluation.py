@@ -220,6 +220,8 @@ def test_falls_of_the_learning_rate_are_found_and_drawn() -> None:
     values = np.linspace(0, 1, len(rate))
     history = History(np.arange(1.0, 8.0), values, values, values, values, rate)
     assert history.drops.tolist() == [5, 7]
+    cosine = 1 + np.cos(np.pi * np.arange(1, 8) / 7)
+    assert History(np.arange(1.0, 8.0), values, values, values, values, cosine).drops.tolist() == []
     assert figures.draw_curves(history).startswith(PNG)
 
 
