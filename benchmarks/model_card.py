@@ -48,12 +48,11 @@ def photographs_right(name: str, photos: Path, rows: list[dict[str, str]]) -> fl
 
 
 def class_table(figures: dict[str, Any]) -> str:
-    lines = ["| class | faces | precision | recall | F1 |", "|---|---|---|---|---|"]
-    for values in figures["per_class"]:
-        lines.append(
-            f"| {values['class']} | {values['images']:,} | {values['precision']:.3f} | {values['recall']:.3f} | {values['f1']:.3f} |"
-        )
-    return "\n".join(lines)
+    rows = [
+        f"| {values['class']} | {values['images']:,} | {values['precision']:.3f} | {values['recall']:.3f} | {values['f1']:.3f} |"
+        for values in figures["per_class"]
+    ]
+    return "\n".join(["| class | faces | precision | recall | F1 |", "|---|---|---|---|---|", *rows])
 
 
 def figure_lines(figures: dict[str, Any], photographs: float) -> str:

@@ -151,7 +151,7 @@ def _application(config: ModelConfig, weights: str) -> keras.Model:
     shape = (config.image_size, config.image_size, 3)
     try:
         return make(include_top=False, weights=None if weights == NO_WEIGHTS else weights, input_shape=shape, name=BASE)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # Keras raises this very class where a download fails
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"The weights {weights!r} for {config.architecture} cannot be used ({reason}): give --weights FILE or none."
