@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -44,6 +45,7 @@ def run_job(
         os._exit(EXIT_TERMINATED)
 
     signal.signal(signal.SIGTERM, terminate)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings and its search for GPUs that are not there
     try:
         config = parse(config_class, sys.argv[1:], description)
         summary, exit_code = job(config)
@@ -63,7 +65,7 @@ def parse(config_class: type[Config], arguments: Sequence[str], description: str
     Raises:
         UsageError: an unknown flag or key, a value of a wrong type, or a file that cannot be read.
     """
-    kinds = _option_kinds(config_class)
+    kinds = option_kinds(config_class)
     parser = _Parser(description=description, epilog=EXIT_CODES, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="FILE", help="YAML file with the same names as these flags; flags win")
     for option_field, kind in kinds.values():
@@ -71,20 +73,20 @@ def parse(config_class: type[Config], arguments: Sequence[str], description: str
     given = vars(parser.parse_args(arguments))
     file = given.pop("config", None)
     values = {**(_read_yaml(file, kinds) if file else {}), **given}
-    return _build(config_class, values)
+    return build(config_class, values)
 
 
 Kinds = dict[str, tuple["dataclasses.Field[Any]", Any]]
 
 
-def _option_kinds(config_class: Any) -> Kinds:
+def option_kinds(config_class: Any) -> Kinds:
     """Every option of a config class and of the config classes inside it, by name."""
     hints = typing.get_type_hints(config_class)
     kinds: Kinds = {}
     for option_field in dataclasses.fields(config_class):
         kind = hints[option_field.name]
         if dataclasses.is_dataclass(kind):
-            kinds.update(_option_kinds(kind))
+            kinds.update(option_kinds(kind))
         else:
             kinds[option_field.name] = (option_field, _without_none(kind))
     return kinds
@@ -128,12 +130,16 @@ def _read_yaml(file: str, kinds: Kinds) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in kinds:
             raise UsageError(f"The key {key!r} in {file} is no setting of this job: --help lists them.")
-        values[name] = _convert(name, value, *kinds[name], file)
+        values[name] = convert(name, value, *kinds[name], file)
     return values
 
 
-def _convert(name: str, value: Any, option_field: dataclasses.Field[Any], kind: Any, file: str) -> Any:
-    """A YAML value as its flag would give it."""
+def convert(name: str, value: Any, option_field: dataclasses.Field[Any], kind: Any, file: str) -> Any:
+    """A YAML value as its flag would give it.
+
+    Raises:
+        UsageError: it is of another type than the setting, or none of its choices; the sentence says so of the key in `file`.
+    """
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         items = value if isinstance(value, list) else [value]
@@ -149,17 +155,25 @@ def _convert_scalar(name: str, value: Any, kind: type, file: str) -> Any:
     accepted = {float: (int, float), str: (str, int, float)}.get(kind, (kind,))
     if kind is str and hasattr(value, "isoformat"):
         value = value.isoformat()
+    if kind is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML 1.1 takes 1e-3 for text: it wants 1.0e-3
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise UsageError(f"The key {name!r} in {file} must be a {kind.__name__}, not {value!r}.")
     return kind(value)
 
 
-def _build(config_class: type[Config], values: dict[str, Any]) -> Config:
+def build(config_class: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config, with the config classes inside it, from flat settings; names that it does not have are left out.
+
+    Raises:
+        UsageError: the config refuses a value.
+    """
     hints = typing.get_type_hints(config_class)
     arguments: dict[str, Any] = {}
     for name in (option_field.name for option_field in dataclasses.fields(config_class)):  # type: ignore[arg-type]  # all are dataclasses
         if dataclasses.is_dataclass(hints[name]):
-            arguments[name] = _build(hints[name], values)
+            arguments[name] = build(hints[name], values)
         elif name in values:
             value = values[name]
             arguments[name] = tuple(value) if isinstance(value, list) else value

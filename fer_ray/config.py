@@ -15,8 +15,11 @@ from fer_ray.recipe import DatasetConfig, Recipe
 
 SPLITS = ("train", "validation", "test")
 MAX_SAMPLES = 500
+AVERAGES = ("answers", "weights")
+SEARCHERS, SCHEDULERS, OBJECTIVES = ("tpe", "random", "grid"), ("asha", "hyperband", "none"), ("accuracy", "macro_f1", "nll")
 ONNX, SAVEDMODEL, TFLITE = "onnx", "savedmodel", "tflite"
 EXPORT_FORMATS = (ONNX, SAVEDMODEL, TFLITE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ENDPOINT_RULE = "The S3 endpoint must look like https://store.example.org:9000, without credentials in it."
 _RUN_ID_RULE = "The run id must be 1 to 128 letters, digits, '.', '_' or '-' and begin with a letter or digit."
@@ -163,6 +166,54 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class TuneConfig:
+    """What `jobs/tune.py` can be told."""
+
+    output: str = option("", "folder for the trials, the report, best.yaml and the best bundle (required)")
+    space: str = option("compact", "search space: compact, classic, or a YAML file")
+    trials: int = option(24, "how many configurations are tried")
+    epochs: int = option(8, "epochs of a trial at most")
+    time_budget: str = option("", "stop the search after this time, such as 90m or 2h")
+    searcher: str = option("tpe", "how configurations are chosen: Optuna's TPE, at random, or every one of a grid", SEARCHERS)
+    scheduler: str = option("asha", "how poor trials are stopped early: ASHA, HyperBand, or not at all", SCHEDULERS)
+    objective: str = option("accuracy", "what is to be best on validation", OBJECTIVES)
+    grid_points: int = option(3, "values of each range in a grid")
+    max_concurrent: int | None = option(None, "trials at a time (default: as many as the cluster has room for)")
+    workers_per_trial: int = option(1, "Ray Train workers of each trial")
+    cpus_per_worker: int | None = option(None, "CPUs reserved for each worker (default: one)")
+    gpus_per_worker: float = option(0.0, "GPUs of each worker; a fraction shares one among trials")
+    search_seed: int = option(0, "seed of the searcher")
+    resume: bool = option(False, "go on with a search into the same output that was ended")
+    train_best: int = option(0, "train the best configuration for so many epochs in the end")
+    ensemble: int = option(0, "make one bundle of the best K trials in the end")
+    data: DatasetConfig = field(default_factory=DatasetConfig)
+
+    def __post_init__(self) -> None:
+        check(bool(self.output), "Where to? Give --output FOLDER for the trials and the report.")
+        check_positive(self, "trials", "epochs", "grid_points", "workers_per_trial")
+        check(self.max_concurrent is None or self.max_concurrent > 0, "The setting max_concurrent must be above 0.")
+        check(self.cpus_per_worker is None or self.cpus_per_worker > 0, "The setting cpus_per_worker must be above 0.")
+        whole = self.gpus_per_worker <= 1 or self.gpus_per_worker == int(self.gpus_per_worker)
+        check(self.gpus_per_worker >= 0 and whole, "The setting gpus_per_worker must be a fraction of 1 or a whole number.")
+        check(min(self.train_best, self.ensemble) >= 0, "The settings train_best and ensemble must not be negative.")
+        self.seconds()
+
+    def seconds(self) -> float | None:
+        """The time budget in seconds."""
+        if not self.time_budget:
+            return None
+        match = _DURATION.fullmatch(self.time_budget)
+        if match is None or not float(match[1]):
+            raise UsageError(f"The time budget {self.time_budget!r} must be a number with s, m or h, such as 90m.")
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values: what must be the same for a search to be gone on with."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in ("output", "resume", "max_concurrent", "time_budget")}
+
+
+@dataclass(frozen=True)
 class InspectConfig:
     """What `jobs/inspect_dataset.py` can be told."""
 
@@ -181,11 +232,15 @@ class EnsembleConfig:
 
     model: tuple[str, ...] = option((), "the bundles to average: fer2013, ferplus, folders, or s3://bucket/prefix (required)")
     output: str = option("", "folder to write the bundle to; must not exist yet (required)")
+    average: str = option(
+        "answers", "the answers of all networks; or the weights, for one network of several fine-tuned from one another", AVERAGES
+    )
     flip: bool = option(False, "average in the answers for mirror images as well, at twice the cost")
     data: DatasetConfig = field(default_factory=DatasetConfig)
 
     def __post_init__(self) -> None:
         check(bool(self.model) and all(self.model), "Which models? Give --model BUNDLE BUNDLE ...")
+        check(self.average in AVERAGES, f"The setting average must be one of {', '.join(AVERAGES)}.")
         check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
 
 

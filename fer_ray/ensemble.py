@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fer_ray import bundle
-from fer_ray.bundle import Bundle
+from fer_ray.bundle import Bundle, Member
 from fer_ray.calibration import calibrate
 from fer_ray.config import EnsembleConfig
 from fer_ray.dataset import load_dataset
 from fer_ray.errors import UsageError
+from fer_ray.models import build
 from fer_ray.storage import Storage, absolute
 
 
@@ -31,11 +34,13 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
     data = load_dataset(replace(config.data, classes=first.classes), first.image_size, first.color, ("validation",))
     faces = data.validation
     members = [member for one in loaded for member in one.members]
+    members = [_averaged(members)] if config.average == "weights" else members
     together = Bundle(tuple(members), first.classes, config.flip, first.crop, 1.0, "")
     temperature, figures = calibrate(together.logits(faces.images), faces.labels)
     alone = {one.model_version: calibrate(one.logits(faces.images), faces.labels)[1]["accuracy"] for one in loaded}
     lineage = {
         "made_of": [one.model_version for one in loaded],
+        "average": config.average,
         "data_sha256": data.sha256,
         "validation_counts": faces.counts(first.classes),
     }
@@ -57,6 +62,17 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"The output {config.output} cannot be written ({error.strerror}).") from error
     return {"model_version": version, **figures, "accuracy_of_members": alone, "output": config.output}
+
+
+def _averaged(members: list[Member]) -> Member:
+    """One network with the mean of the weights (model soups: Wortsman et al. 2022, arXiv 2203.05482)."""
+    first = members[0]
+    if any(member.config != first.config for member in members):
+        raise UsageError("The bundles hold networks of different architectures or sizes: their weights have no mean.")
+    stacked = zip(*(member.network.get_weights() for member in members), strict=True)
+    network = build(first.config, first.network.output_shape[-1])
+    network.set_weights([np.mean(weights, axis=0) for weights in stacked])
+    return Member(network, first.config)
 
 
 def _load(config: EnsembleConfig) -> list[Bundle]:

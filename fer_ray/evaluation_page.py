@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from fer_ray.printing import printable
+from fer_ray.page import document, figure, table, text
 
 FIGURES = {
     "accuracy": ("Accuracy", "share of faces labeled right"),
@@ -56,40 +54,6 @@ _PICTURES = (
     ),
     ("errors", "The most confident errors", "The wrong answers that the model was surest of.", "There are no errors."),
 )
-_STYLE = """
-:root { --ink: #1f2933; --muted: #5f6b78; --line: #dde2e8; --soft: #f5f7f9; --blue: #2b6cb0; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: white; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 80px; }
-h1 { font-size: 30px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
-h2 { font-size: 23px; margin: 56px 0 4px; padding-top: 20px; border-top: 2px solid var(--ink); overflow-wrap: anywhere; }
-h3 { font-size: 17px; margin: 36px 0 4px; }
-p, ul { margin: 4px 0 12px; max-width: 780px; }
-.muted, figcaption, .facts { color: var(--muted); font-size: 14px; }
-.facts { overflow-wrap: anywhere; }
-.note { background: var(--soft); border-left: 4px solid var(--blue); padding: 12px 16px; margin: 20px 0; max-width: none; font-size: 15px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 12px; margin: 18px 0; }
-.card { border: 1px solid var(--line); border-radius: 6px; padding: 12px 14px; }
-.card b { display: block; font-size: 26px; line-height: 1.25; font-variant-numeric: tabular-nums; font-weight: 600; }
-.card span { display: block; color: var(--muted); font-size: 12.5px; line-height: 1.4; }
-.card .name { color: var(--ink); font-size: 14px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 12px 0; font-size: 14.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 14px 5px 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: baseline; }
-th { font-weight: 600; color: var(--muted); font-size: 13px; }
-th:first-child, td:first-child, .text { text-align: left; }
-td.text { overflow-wrap: anywhere; }
-td.best { font-weight: 700; }
-td small { display: block; color: var(--muted); }
-figure { margin: 8px 0; }
-img { max-width: 100%; height: auto; display: block; }
-summary { cursor: pointer; color: var(--blue); font-size: 14px; }
-footer { margin-top: 64px; border-top: 1px solid var(--line); padding-top: 12px; }
-@media print {
-  body { font-size: 11pt; } main { max-width: none; padding: 0; } h2 { break-before: page; }
-  h3, figure, .cards, tr { break-inside: avoid; } h3, figcaption { break-after: avoid; } summary { display: none; }
-}
-"""
 _RESPONSIBLE = (
     "Labels are <b>apparent expressions</b>, not felt emotions: what a face looks like to the people who labeled these pictures. "
     "The figures hold for pictures like these; on others, and for some groups of people, the model errs more often. "
@@ -100,29 +64,18 @@ _RESPONSIBLE = (
 def render(content: Mapping[str, Any], pictures: Mapping[str, Mapping[str, bytes]], comparison: bytes | None) -> str:
     """The page. `pictures` are PNGs by the model's name and the file's; `comparison` is there for several models."""
     models = content["models"]
-    title = "Evaluation of " + ", ".join(_text(one["name"]) for one in models)
+    title = "Evaluation of " + ", ".join(str(one["name"]) for one in models)
     several = _comparison(content, comparison) if len(models) > 1 else ""
     sections = "".join(_model(one, pictures[one["name"]], heading=len(models) > 1) for one in models)
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{title}</h1>\n{_data(content)}\n"
-        f'<p class="note">{_RESPONSIBLE}</p>\n{several}{sections}{_footer(content)}</main>\n</body>\n</html>\n'
-    )
-
-
-def _text(value: Any) -> str:
-    """A stranger's text as HTML shows it, with what would not show spelled out."""
-    return html.escape(printable(str(value)))
+    return document(title, f'{_data(content)}\n<p class="note">{_RESPONSIBLE}</p>\n{several}{sections}{_footer(content)}')
 
 
 def _data(content: Mapping[str, Any]) -> str:
-    counts = ", ".join(f"{_text(name)} {count:,}" for name, count in content["class_counts"].items())
-    findings = "".join(f"<li>{_text(finding)}</li>" for finding in content["findings"])
+    counts = ", ".join(f"{text(name)} {count:,}" for name, count in content["class_counts"].items())
+    findings = "".join(f"<li>{text(finding)}</li>" for finding in content["findings"])
     return (
-        f"<p>{content['samples']:,} faces of the {_text(content['split'])} split: {counts}.</p>\n"
-        f'<p class="facts">Data set {_text(content["config"]["dataset"]["dataset"])}, SHA-256 {_text(content["data_sha256"])}</p>'
+        f"<p>{content['samples']:,} faces of the {text(content['split'])} split: {counts}.</p>\n"
+        f'<p class="facts">Data set {text(content["config"]["dataset"]["dataset"])}, SHA-256 {text(content["data_sha256"])}</p>'
         + (f'\n<ul class="muted">{findings}</ul>' if findings else "")
     )
 
@@ -132,10 +85,10 @@ def _model(one: Mapping[str, Any], pictures: Mapping[str, bytes], heading: bool)
     several = f"{len(one['networks'])} networks ({networks}), averaged" if len(one["networks"]) > 1 else networks
     mirrored = ", each face and its mirror image" if one["flip"] else ""
     return (
-        (f"<h2>{_text(one['name'])}</h2>\n" if heading else "")
-        + f'<p class="facts">{_text(one["model"])}: {_text(one["model_version"])}; {_text(several)}{mirrored}; '
-        + f"{one['image_size']} x {one['image_size']} {_text(one['color'])}; temperature {one['temperature']:.3f}; "
-        + f"classes {_text(', '.join(one['classes']))}</p>\n"
+        (f"<h2>{text(one['name'])}</h2>\n" if heading else "")
+        + f'<p class="facts">{text(one["model"])}: {text(one["model_version"])}; {text(several)}{mirrored}; '
+        + f"{one['image_size']} x {one['image_size']} {text(one['color'])}; temperature {one['temperature']:.3f}; "
+        + f"classes {text(', '.join(one['classes']))}</p>\n"
         + _cards(one)
         + _per_class(one)
         + "".join(_picture(one, pictures, *described) for described in _PICTURES)
@@ -176,44 +129,31 @@ def _number(name: str, value: float | None) -> str:
 def _per_class(one: Mapping[str, Any]) -> str:
     names = ("precision", "recall", "f1", "roc_auc")
     rows = [
-        [_text(row["class"]), f"{row['images']:,}", f"{row['predicted']:,}", *(_number(name, row[name]) for name in names)]
+        [text(row["class"]), f"{row['images']:,}", f"{row['predicted']:,}", *(_number(name, row[name]) for name in names)]
         for row in one["per_class"]
     ]
     absent = [row["class"] for row in one["per_class"] if not row["images"]]
     without_area = [row["class"] for row in one["per_class"] if row["roc_auc"] is None]
-    note = f"No faces of {_text(', '.join(absent))} here: they count in no mean, and faces taken for them are errors. " if absent else ""
-    note += f"The mean ROC AUC leaves out {_text(', '.join(without_area))}." if without_area else ""
-    table = _table(("class", "faces", "predicted", "precision", "recall", "F1", "ROC AUC"), rows)
-    return f"<h3>Classes</h3>\n{table}" + (f'<p class="muted">{note}</p>\n' if note else "")
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
-    """Cells are HTML already."""
-    kinds = [' class="text"' if index in text_columns else "" for index in range(len(header))]
-    head = "".join(f"<th{kind}>{cell}</th>" for kind, cell in zip(kinds, header, strict=True))
-    body = "".join("<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>\n" for row in rows)
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
+    note = f"No faces of {text(', '.join(absent))} here: they count in no mean, and faces taken for them are errors. " if absent else ""
+    note += f"The mean ROC AUC leaves out {text(', '.join(without_area))}." if without_area else ""
+    shown = table(("class", "faces", "predicted", "precision", "recall", "F1", "ROC AUC"), rows)
+    return f"<h3>Classes</h3>\n{shown}" + (f'<p class="muted">{note}</p>\n' if note else "")
 
 
 def _picture(one: Mapping[str, Any], pictures: Mapping[str, bytes], name: str, title: str, caption: str, missing: str) -> str:
     png = pictures.get(f"{name}.png")
     if png is None:
-        return f"<h3>{title}</h3>\n<p>{_text(one.get(missing, missing))}</p>\n"
-    return f"<h3>{title}</h3>\n" + _figure(png, f"{title}: {one['name']}", caption)
-
-
-def _figure(png: bytes, alt: str, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<figure><figcaption>{caption}</figcaption><img src="data:image/png;base64,{data}" alt="{_text(alt)}"></figure>\n'
+        return f"<h3>{title}</h3>\n<p>{text(one.get(missing, missing))}</p>\n"
+    return f"<h3>{title}</h3>\n" + figure(png, f"{title}: {one['name']}", caption)
 
 
 def _errors(one: Mapping[str, Any]) -> str:
     errors = one["most_confident_errors"]
     if not errors:
         return ""
-    rows = [[_text(e["name"]), _text(e["label"]), _text(e["predicted"]), f"{e['confidence']:.1%}".replace("%", " %")] for e in errors]
-    table = _table(("file", "label", "predicted", "confidence"), rows, text_columns=(1, 2))
-    return f"<details><summary>The {len(errors)} most confident errors with their full names</summary>\n{table}</details>\n"
+    rows = [[text(e["name"]), text(e["label"]), text(e["predicted"]), f"{e['confidence']:.1%}".replace("%", " %")] for e in errors]
+    shown = table(("file", "label", "predicted", "confidence"), rows, text_columns=(1, 2))
+    return f"<details><summary>The {len(errors)} most confident errors with their full names</summary>\n{shown}</details>\n"
 
 
 def _comparison(content: Mapping[str, Any], picture: bytes | None) -> str:
@@ -228,15 +168,15 @@ def _comparison(content: Mapping[str, Any], picture: bytes | None) -> str:
             interval = f" <small>{_interval(name, one)}</small>" if name in one["intervals"] else ""
             cells.append((f"<b>{_number(name, value)}</b>" if value == best else _number(name, value)) + interval)
         rows.append([label, *cells])
-    table = _table(["", *(_text(one["name"]) for one in models)], rows)
-    drawn = _figure(picture, "Accuracy and F1 of each class, by model", "The same faces for every model.") if picture else ""
-    return f"<h2>Side by side</h2>\n{table}{drawn}{_tests(content)}"
+    shown = table(["", *(text(one["name"]) for one in models)], rows)
+    drawn = figure(picture, "Accuracy and F1 of each class, by model", "The same faces for every model.") if picture else ""
+    return f"<h2>Side by side</h2>\n{shown}{drawn}{_tests(content)}"
 
 
 def _tests(content: Mapping[str, Any]) -> str:
     rows = [
         [
-            f"{_text(row['first'])} and {_text(row['second'])}",
+            f"{text(row['first'])} and {text(row['second'])}",
             f"{row['accuracy_difference'] * 100:+.1f}",
             f"{row['only_first_correct']:,}",
             f"{row['only_second_correct']:,}",
@@ -244,12 +184,12 @@ def _tests(content: Mapping[str, Any]) -> str:
         ]
         for row in content["comparison"]
     ]
-    table = _table(("McNemar's test", "difference in points", "only the first right", "only the second right", "p"), rows)
+    shown = table(("McNemar's test", "difference in points", "only the first right", "only the second right", "p"), rows)
     note = (
         "p: how likely a split at least this uneven is among the faces that only one of the two labels right, if both erred equally often."
         + (" With several pairs, some p are small by chance: hold each against 0.05 divided by their number." if len(rows) > 1 else "")
     )
-    return f'{table}<p class="muted">{note}</p>\n'
+    return f'{shown}<p class="muted">{note}</p>\n'
 
 
 def _footer(content: Mapping[str, Any]) -> str:
@@ -259,5 +199,5 @@ def _footer(content: Mapping[str, Any]) -> str:
         "those of the ECE tend to lie high, since resampling adds noise to every bin. "
         "ECE, NLL, Brier score and confidences are those after calibration by temperature. "
         f"Random choices with seed {config['seed']}. All figures are in evaluation.json, every answer in predictions.parquet.</p>"
-        f"<p>fer_ray {_text(metadata.version('fer-ray'))}</p></footer>\n"
+        f"<p>fer_ray {text(metadata.version('fer-ray'))}</p></footer>\n"
     )

@@ -6,45 +6,23 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from fer_ray.drawing import BLUE, GRID, INK, MODEL_COLORS, MUTED, ORANGE, RED, figure, percent, shorten
 from fer_ray.history import History
 from fer_ray.metrics import Bins
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
-INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e7eb"
-BLUE, ORANGE, RED = "#2b6cb0", "#dd7a1d", "#c0392b"
-MODEL_COLORS = (BLUE, ORANGE, "#2f855a", "#805ad5", "#b7791f", "#319795")
-DPI, SHEET_WIDTH = 110, 11.4
-GRID_COLUMNS, FACE_COLUMNS, FILTER_COLUMNS, NAME_LENGTH = 10, 10, 11, 18
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": GRID,
-    "legend.frameon": False,
-}
+SHEET_WIDTH = 11.4
+GRID_COLUMNS, FACE_COLUMNS, FILTER_COLUMNS = 10, 10, 11
 
 
 @dataclass(frozen=True)
@@ -66,8 +44,8 @@ class Answer:
 def draw_confusion(counts: npt.NDArray[np.int64], rows: Sequence[str], columns: Sequence[str]) -> bytes:
     """Counts (rows, columns) and their shares of the true class, one row per true class."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    with _figure(1.6 + 0.82 * len(columns), 1.3 + 0.66 * len(rows)) as (figure, png):
-        axes = figure.add_subplot()
+    with figure(1.6 + 0.82 * len(columns), 1.3 + 0.66 * len(rows)) as (sheet, png):
+        axes = sheet.add_subplot()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (row, column), share in np.ndenumerate(shares):
             color = "white" if share > 0.55 else INK
@@ -88,8 +66,8 @@ def draw_reliability(bins: Bins, before: Bins) -> bytes:
     edges = np.linspace(0, 1, len(bins.count) + 1)
     middle, width = (edges[1:] + edges[:-1]) / 2, edges[1] * 0.92
     filled, filled_before = bins.count > 0, before.count > 0
-    with _figure(5.4, 5.6) as (figure, png):
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1.1))
+    with figure(5.4, 5.6) as (sheet, png):
+        upper, lower = sheet.subplots(2, 1, sharex=True, height_ratios=(4, 1.1))
         upper.bar(middle[filled], bins.accuracy[filled], width, color=BLUE, alpha=0.85, label=_ece("accuracy", bins))
         upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--", label="perfectly calibrated")
         upper.plot(
@@ -105,8 +83,8 @@ def draw_reliability(bins: Bins, before: Bins) -> bytes:
         upper.legend(loc="upper left", fontsize=8)
         lower.bar(middle, bins.count, width, color=MUTED)
         lower.set(xlabel="confidence", ylabel="faces")
-        _percent(upper.yaxis)
-        _percent(lower.xaxis)
+        percent(upper.yaxis)
+        percent(lower.xaxis)
     return png.getvalue()
 
 
@@ -122,8 +100,8 @@ def draw_curves(history: History) -> bytes:
         ("learning rate", (("learning rate", MUTED, history.learning_rate),)),
     )
     marker = "o" if len(history.epoch) < 3 else None
-    with _figure(10.5, 3.1) as (figure, png):
-        for axes, (title, lines) in zip(figure.subplots(1, 3), panels, strict=True):
+    with figure(10.5, 3.1) as (sheet, png):
+        for axes, (title, lines) in zip(sheet.subplots(1, 3), panels, strict=True):
             for name, color, values in lines:
                 axes.plot(history.epoch, values, color=color, marker=marker, markersize=3, label=name)
             for index, epoch in enumerate(history.drops):
@@ -132,8 +110,8 @@ def draw_curves(history: History) -> bytes:
             axes.set_xlabel("epoch")
             axes.grid(axis="y")
             axes.legend(fontsize=7)
-        _percent(figure.axes[1].yaxis)
-        _learning_rate(figure.axes[2], history.learning_rate)
+        percent(sheet.axes[1].yaxis)
+        _learning_rate(sheet.axes[2], history.learning_rate)
     return png.getvalue()
 
 
@@ -192,8 +170,8 @@ def draw_comparison(
 ) -> bytes:
     """Models side by side: accuracy with its interval (value, low, high), and the F1 of each class, by the model's name."""
     names = list(accuracy)
-    with _figure(10.5, max(3.0, 0.45 * len(names) + 1.2, 0.42 * len(classes) + 1.2)) as (figure, png):
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
+    with figure(10.5, max(3.0, 0.45 * len(names) + 1.2, 0.42 * len(classes) + 1.2)) as (sheet, png):
+        left, right = sheet.subplots(1, 2, width_ratios=(1, 1.3))
         offsets = np.linspace(-0.22, 0.22, len(names)) if len(names) > 1 else [0.0]
         for index, name in enumerate(names):
             color, (value, low, high) = MODEL_COLORS[index % len(MODEL_COLORS)], accuracy[name]
@@ -203,7 +181,7 @@ def draw_comparison(
         left.set_yticks(range(len(names)), [shorten(name) for name in names])
         left.set_title("Accuracy with its 95 % interval", loc="left")
         left.locator_params(axis="x", nbins=5)
-        _percent(left.xaxis)
+        percent(left.xaxis)
         right.set_yticks(range(len(classes)), classes)
         right.set_title("F1 of each class", loc="left")
         right.set_xlim(0, 1)
@@ -214,47 +192,18 @@ def draw_comparison(
     return png.getvalue()
 
 
-def shorten(name: str, length: int = NAME_LENGTH) -> str:
-    """The last part of a name as a picture can show it: without control characters or letters that the font lacks, and not too long."""
-    last = PurePosixPath(name).name or name
-    shown = "".join(char if char.isprintable() and ord(char) in _letters() else "?" for char in last)
-    return shown if len(shown) <= length else f"{shown[: length // 2 - 1]}\N{HORIZONTAL ELLIPSIS}{shown[-(length // 2) :]}"
-
-
-@cache
-def _letters() -> frozenset[int]:
-    from matplotlib import font_manager
-
-    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
-
-
-@contextmanager
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Iterator[tuple[Figure, io.BytesIO]]:
-    """A figure of so many inches that is a PNG when the block ends; no window and no shared state of pyplot is involved."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    png = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
-        FigureCanvasAgg(figure)
-        yield figure, png
-        figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-
-
 @contextmanager
 def _sheet(tiles: int, columns: int, above: float, below: float) -> Iterator[tuple[list[Axes], io.BytesIO]]:
     """So many square axes in columns with room above and below each, in inches; placed by hand, which is far quicker than a layout."""
     rows, margin = -(-tiles // columns), 0.06
     width = SHEET_WIDTH / max(columns, GRID_COLUMNS)
     side, row = width - margin, width - margin + above + below + margin
-    with _figure(width * columns, row * rows + margin, layout=None) as (figure, png):
-        full_width, full_height = figure.get_size_inches()
+    with figure(width * columns, row * rows + margin, layout=None) as (sheet, png):
+        full_width, full_height = sheet.get_size_inches()
         grid = []
         for index in range(tiles):
             left, bottom = index % columns * width + margin / 2, (rows - 1 - index // columns) * row + margin + below
-            grid.append(figure.add_axes((left / full_width, bottom / full_height, side / full_width, side / full_height)))
+            grid.append(sheet.add_axes((left / full_width, bottom / full_height, side / full_width, side / full_height)))
         yield grid, png
 
 
@@ -266,9 +215,3 @@ def _frame(axes: Axes, color: str, width: float) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(visible=True, color=color, linewidth=width)
-
-
-def _percent(axis: Any) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    axis.set_major_formatter(PercentFormatter(1, decimals=None))

@@ -63,7 +63,7 @@ def _dense(x: Any, units: int, dropout: float) -> Any:
 def _residual(x: Any, config: ModelConfig) -> Any:
     """ResNet basic blocks (He et al. 2015, arXiv 1512.03385) with squeeze-and-excitation (Hu et al. 2018, arXiv 1709.01507).
 
-    Every stage halves the resolution with its first block.
+    An `attention_reduction` of 0 leaves the squeeze-and-excitation out. Every stage halves the resolution with its first block.
     """
     from keras import layers
 
@@ -83,21 +83,29 @@ def _residual_block(x: Any, width: int, strides: int, reduction: int) -> Any:
     if shortcut.shape[-1] != width:
         shortcut = _convolution(shortcut, width, 1, activation=None)
     x = _convolution(_convolution(x, width, 3, strides), width, 3, activation=None)
+    if reduction:
+        x = _attention(x, width, reduction)
+    return layers.Activation("relu")(layers.Add()([shortcut, x]))
+
+
+def _attention(x: Any, width: int, reduction: int) -> Any:
+    """Squeeze-and-excitation: every channel is weighed by what all of them say on average."""
+    from keras import layers
+
     gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
     gate = layers.Conv2D(max(1, width // reduction), 1, activation="relu")(gate)
     gate = layers.Conv2D(width, 1, activation="sigmoid")(gate)
-    return layers.Activation("relu")(layers.Add()([shortcut, layers.Multiply()([x, gate])]))
+    return layers.Multiply()([x, gate])
 
 
 def _classic(x: Any, config: ModelConfig) -> Any:
     """Blocks of one convolution, batch normalisation, max pooling and dropout, then fully connected layers.
 
-    The second convolution of `cnn_64_128_512` has kernels of 5 x 5, all others of 3 x 3, as these networks are usually written.
+    As these networks are usually written, the second convolution of `cnn_64_128_512` has kernels of 5 x 5, all others of 3 x 3.
     """
     from keras import layers
 
-    for stage, width in enumerate(config.widths):
-        kernel = 5 if config.architecture == "cnn_64_128_512" and stage == 1 else 3
+    for width, kernel in zip(config.widths, config.kernels, strict=True):
         x = layers.Dropout(config.dropout)(layers.MaxPooling2D()(_convolution(x, width, kernel)))
     x = layers.Flatten()(x)
     for units in config.dense:

@@ -9,7 +9,7 @@ from fer_ray.errors import UsageError
 from fer_ray.options import check, check_positive, check_share, option
 from fer_ray.schema import EMOTIONS
 
-MAX_BLOCKS, MAX_WIDTH, MAX_WEIGHTS, MAX_SIDE = 64, 4096, 400_000_000, 512
+MAX_BLOCKS, MAX_WIDTH, MAX_WEIGHTS, MAX_SIDE, MAX_KERNEL = 64, 4096, 400_000_000, 512, 11
 GRAY, RGB = "gray", "rgb"
 
 
@@ -44,14 +44,15 @@ class _Defaults:
     stem: int = 0
     widths: tuple[int, ...] = ()
     depths: tuple[int, ...] = ()
+    kernels: tuple[int, ...] = ()
     dense: tuple[int, ...] = ()
     dropout: float = 0.25
 
 
 ARCHITECTURES = {
     "residual": _Defaults(stem=24, widths=(32, 64, 128), depths=(2, 2, 2), dropout=0.3),
-    "cnn_32_64_128": _Defaults(widths=(32, 64, 128), dense=(128,)),
-    "cnn_64_128_512": _Defaults(widths=(64, 128, 512), dense=(256, 512)),
+    "cnn_32_64_128": _Defaults(widths=(32, 64, 128), kernels=(3, 3, 3), dense=(128,)),
+    "cnn_64_128_512": _Defaults(widths=(64, 128, 512), kernels=(3, 5, 3), dense=(256, 512)),
     "vgg": _Defaults(widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), dense=(1024, 1024), dropout=0.5),
     "efficientnet_b0": _Defaults(96, RGB, dropout=0.3),
     "resnet50_v2": _Defaults(96, RGB, dropout=0.3),
@@ -70,8 +71,9 @@ class ModelConfig:
     stem: int = option(0, "filters of the first convolution (residual)")
     widths: tuple[int, ...] = option((), "filters of each stage (own networks)")
     depths: tuple[int, ...] = option((), "blocks of each stage (residual), convolutions of each stage (vgg)")
+    kernels: tuple[int, ...] = option((), "side of the convolution kernels of each stage, odd (cnn_32_64_128, cnn_64_128_512)")
     dense: tuple[int, ...] = option((), "units of the fully connected layers before the last (own networks but residual; vgg16)")
-    attention_reduction: int = option(8, "squeeze-and-excitation narrows the channels by this factor (residual)")
+    attention_reduction: int = option(8, "squeeze-and-excitation narrows the channels by this factor; 0 leaves it out (residual)")
     dropout: float | None = option(None, "share of features dropped while training (default: the architecture's own)")
 
     def __post_init__(self) -> None:
@@ -79,25 +81,39 @@ class ModelConfig:
         defaults = ARCHITECTURES[self.architecture]
         for name in ("image_size", "stem", "widths", "depths", "dense"):
             object.__setattr__(self, name, getattr(self, name) or getattr(defaults, name))
+        if defaults.kernels and not self.kernels:  # the widths asked for may be more or fewer than the architecture's own
+            object.__setattr__(self, "kernels", (defaults.kernels + (3,) * len(self.widths))[: len(self.widths)])
         object.__setattr__(self, "dropout", defaults.dropout if self.dropout is None else self.dropout)
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        sizes = (self.image_size, self.attention_reduction, *self.widths, *self.depths, *self.dense)
-        whole = all(isinstance(size, int) and 0 < size <= MAX_WIDTH for size in sizes) and isinstance(self.stem, int)
-        check(whole and 0 <= self.stem <= MAX_WIDTH, f"The model's sizes must be whole numbers between 1 and {MAX_WIDTH}.")
+        sizes = (self.image_size, *self.widths, *self.depths, *self.kernels, *self.dense)
+        whole = all(isinstance(size, int) and 0 < size <= MAX_WIDTH for size in sizes)
+        whole = whole and all(isinstance(size, int) and 0 <= size <= MAX_WIDTH for size in (self.stem, self.attention_reduction))
+        check(whole, f"The model's sizes must be whole numbers between 1 and {MAX_WIDTH}.")
         check(8 <= self.image_size <= MAX_SIDE, f"The setting image_size must lie between 8 and {MAX_SIDE} pixels.")
         defaults = ARCHITECTURES[self.architecture]
         stages = len(self.widths) == len(self.depths) or not defaults.depths
         fixed = bool(defaults.widths) or not self.widths
         check(stages and fixed, f"The architecture {self.architecture} needs one depth for each of its widths, or has neither.")
         check(self.architecture != "residual" or self.stem > 0, "The architecture residual needs a stem.")
+        self._check_kernels()
         check(sum(self.depths) <= MAX_BLOCKS and len(self.widths) <= 8, f"The model may have {MAX_BLOCKS} blocks in 8 stages at most.")
         check(self.image_size >> len(self.widths) > 0, "The model has more stages than its image_size can be halved.")
-        weights = sum(2 * 25 * width * width * depth for width, depth in zip(self.widths, self.depths or (1,) * 8, strict=False))
+        stage_sizes = zip(self.widths, self.depths or (1,) * 8, self.kernels or (5,) * 8, strict=False)
+        weights = sum(2 * max(25, kernel * kernel) * width * width * depth for width, depth, kernel in stage_sizes)
         check(weights <= MAX_WEIGHTS, f"The model would have more than {MAX_WEIGHTS:,} weights: make it narrower or shallower.")
         number = isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1
         check(number, "The setting dropout must lie between 0 and 1.")
+
+    def _check_kernels(self) -> None:
+        if not ARCHITECTURES[self.architecture].kernels:
+            check(not self.kernels, f"The setting kernels is for the classic CNNs: leave it out for the architecture {self.architecture}.")
+            return
+        odd = all(kernel % 2 == 1 and kernel <= MAX_KERNEL for kernel in self.kernels)
+        check(odd, f"The setting kernels takes odd numbers from 1 to {MAX_KERNEL}, not {list(self.kernels)}.")
+        one_each = len(self.kernels) == len(self.widths)
+        check(one_each, f"The setting kernels needs one number for each of the {len(self.widths)} widths, not {list(self.kernels)}.")
 
     @property
     def color(self) -> str:
@@ -145,7 +161,7 @@ class OptimizationConfig:
     batch_size: int = option(128, "images per step, over all workers")
     optimizer: str = option("adamw", "the optimizer; sgd has Nesterov momentum 0.9", ("adamw", "adam", "sgd"))
     learning_rate: float = option(2e-3, "the highest learning rate")
-    weight_decay: float = option(0.05, "decoupled weight decay of adamw, L2 per step of sgd; not on biases and normalisation")
+    weight_decay: float = option(0.05, "decoupled weight decay of adamw and sgd; not on biases and normalisation")
     schedule: str = option("cosine", "how the learning rate falls: to zero over all epochs, or on a plateau", ("cosine", "plateau"))
     warmup_epochs: float = option(2.0, "epochs over which the learning rate rises")
     plateau_patience: int = option(4, "epochs without gain before the learning rate falls (schedule plateau)")

@@ -137,24 +137,27 @@ def _check_places(config: TrainConfig, output: Path, work: Path) -> None:
         raise UsageError(f"The training into {config.output} was begun with other settings ({work / REQUEST_FILE}): use the same ones.")
 
 
-def make_trainer(config: TrainConfig, storage: str, callbacks: tuple[Any, ...] = ()) -> DataParallelTrainer:
-    """The Ray Train job of a configuration; its checkpoints go to the folder `storage`."""
+def make_trainer(config: TrainConfig, storage: str, callbacks: tuple[Any, ...] = (), gpus_per_worker: float = 1.0) -> DataParallelTrainer:
+    """The Ray Train job of a configuration; its checkpoints go to the folder `storage`.
+
+    Raises:
+        UsageError: this machine is all there is, and lacks the CPUs or GPUs.
+    """
     import ray.train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     connect()
     needed = config.workers * (config.cpus_per_worker or 1)
-    if is_too_much(needed, config.workers if config.use_gpu else 0):
+    if is_too_much(needed, config.workers * gpus_per_worker if config.use_gpu else 0):
         wanted = f"{needed} CPUs" + (f" and {config.workers} GPUs" if config.use_gpu else "")
         raise UsageError(f"The training needs {wanted}, more than this machine has: lower --workers or leave --use-gpu out.")
+    resources = {"CPU": config.cpus_per_worker or 1} | ({"GPU": gpus_per_worker} if config.use_gpu else {})
     threads = config.cpus_per_worker or max(1, cluster_cpus() // config.workers)
     return DataParallelTrainer(
         train_loop_per_worker,
         train_loop_config={"config": config, "threads": threads, "storage": storage},
         backend_config=CollectiveConfig(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers, use_gpu=config.use_gpu, resources_per_worker={"CPU": config.cpus_per_worker or 1}
-        ),
+        scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=config.use_gpu, resources_per_worker=resources),
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=storage,

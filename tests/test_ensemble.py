@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faces import TINY, dataset_of
 
@@ -36,6 +37,9 @@ def test_an_ensemble_is_calibrated_saved_and_labels_photographs(drawn_faces: Pat
     assert sum(image.faces[0].probabilities.values()) == pytest.approx(1)
     with pytest.raises(UsageError, match="exists already"):
         combine(EnsembleConfig(models, str(tmp_path / "both"), data=data))
+    combine(EnsembleConfig(models[:1] * 2, str(tmp_path / "soup"), average="weights", data=data))
+    (soup,), (first,) = bundle.load(str(tmp_path / "soup")).members, bundle.load(models[0]).members
+    assert all(np.allclose(a, b) for a, b in zip(soup.network.get_weights(), first.network.get_weights(), strict=True))
     other = train_quickly(drawn_faces, tmp_path / "other", 3, ("angry", "happy"))
     with pytest.raises(UsageError, match="only like bundles"):
         combine(EnsembleConfig((models[0], other), str(tmp_path / "mixed"), data=data))

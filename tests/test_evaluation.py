@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fer_ray import bundle, figures, gradcam
+from fer_ray import bundle, drawing, figures, gradcam
 from fer_ray.command import parse
 from fer_ray.config import EvaluateConfig
 from fer_ray.dataset import Split, load_dataset
@@ -253,5 +253,5 @@ def test_a_network_without_feature_maps_has_no_heat_map() -> None:
 
 
 def test_names_in_pictures_are_short_and_hold_only_what_the_font_can_show() -> None:
-    assert figures.shorten("a/b/" + "x" * 40 + "\x1b[31m.png").count("x") < 20
-    assert figures.shorten("\x1b\u6f22.png") == "??.png"
+    assert drawing.shorten("a/b/" + "x" * 40 + "\x1b[31m.png").count("x") < 20
+    assert drawing.shorten("\x1b\u6f22.png") == "??.png"

