@@ -9,16 +9,17 @@ import signal
 import ray
 
 
-def connect() -> None:
+def connect(dashboard: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), or start a local one; nothing if joined already.
 
-    What the workers print stays in Ray's logs.
+    What the workers print stays in Ray's logs. A local cluster has a `dashboard` where it is asked for: Ray Train asks it which
+    trainings are dead, and without an answer keeps the CPUs of a trial that was stopped.
     """
     if ray.is_initialized():
         return
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a thread that outlives the job must not start Ray again
     on_terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
     signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which prints a stack
 
 

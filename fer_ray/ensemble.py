@@ -29,7 +29,7 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
     output = Path(config.output).absolute()
     if output.exists():
         raise UsageError(f"The output {config.output} exists already: name a new folder, or remove it.")
-    loaded = _load(config)
+    loaded, lineages = _load(config)
     first = loaded[0]
     data = load_dataset(replace(config.data, classes=first.classes), first.image_size, first.color, ("validation",))
     faces = data.validation
@@ -39,7 +39,7 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
     temperature, figures = calibrate(together.logits(faces.images), faces.labels)
     alone = {one.model_version: calibrate(one.logits(faces.images), faces.labels)[1]["accuracy"] for one in loaded}
     lineage = {
-        "made_of": [one.model_version for one in loaded],
+        "made_of": [{"model_version": one.model_version, "lineage": lineage} for one, lineage in zip(loaded, lineages, strict=True)],
         "average": config.average,
         "data_sha256": data.sha256,
         "validation_counts": faces.counts(first.classes),
@@ -75,16 +75,19 @@ def _averaged(members: list[Member]) -> Member:
     return Member(network, first.config)
 
 
-def _load(config: EnsembleConfig) -> list[Bundle]:
-    storage, loaded = Storage(config.data.s3_endpoint), []
+def _load(config: EnsembleConfig) -> tuple[list[Bundle], list[dict[str, Any]]]:
+    """The bundles, and what each says of its training."""
+    storage, loaded, lineages = Storage(config.data.s3_endpoint), [], []
     with ExitStack() as copies:
         for name in config.model:
             place = absolute(bundle.resolve(name), "model")
-            loaded.append(bundle.load(copies.enter_context(bundle.local_copy(storage, place))))
+            folder = copies.enter_context(bundle.local_copy(storage, place))
+            loaded.append(bundle.load(folder))
+            lineages.append(bundle.read_metadata(folder)["lineage"])
     first = loaded[0]
     for name, other in zip(config.model[1:], loaded[1:], strict=True):
         if (other.classes, other.image_size, other.color, other.crop) != (first.classes, first.image_size, first.color, first.crop):
             raise UsageError(f"The bundles {config.model[0]} and {name} differ in classes or crops: only like bundles can be averaged.")
     if sum(len(one.members) for one in loaded) > bundle.MAX_MEMBERS:
         raise UsageError(f"A bundle holds {bundle.MAX_MEMBERS} networks at most: leave some out.")
-    return loaded
+    return loaded, lineages

@@ -146,7 +146,7 @@ def make_trainer(config: TrainConfig, storage: str, callbacks: tuple[Any, ...] =
     import ray.train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    connect()
+    connect(dashboard=True)
     needed = config.workers * (config.cpus_per_worker or 1)
     if is_too_much(needed, config.workers * gpus_per_worker if config.use_gpu else 0):
         wanted = f"{needed} CPUs" + (f" and {config.workers} GPUs" if config.use_gpu else "")

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     space = read_space(str(output / SPACE_FILE) if config.resume else config.space)
     _check_places(config, output, space)
     check_data(trial_config(config, space, _first_settings(space), output / "none"))
-    connect()
+    connect(dashboard=True)
     at_a_time = concurrent_trials(config)
     started = time.monotonic()
     _run(config, space, output, at_a_time)
@@ -183,19 +184,27 @@ def _searcher(config: TuneConfig, space: Space, mode: str) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 
-    def propose(trial: Any) -> dict[str, Any]:
-        return {"settings_json": json.dumps(space.suggest(trial))}
+    return OptunaSearch(_Proposer(space), metric=config.objective, mode=mode, sampler=samplers[config.searcher](seed=config.search_seed))
 
-    return OptunaSearch(propose, metric=config.objective, mode=mode, sampler=samplers[config.searcher](seed=config.search_seed))
+
+@dataclass(frozen=True)
+class _Proposer:
+    """What Optuna asks for a configuration; Tune pickles it with the state of the search."""
+
+    space: Space
+
+    def __call__(self, trial: Any) -> dict[str, Any]:
+        return {"settings_json": json.dumps(self.space.suggest(trial))}
 
 
 def _scheduler(config: TuneConfig) -> Any:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
 
+    # One more than a trial has: who gets through all its epochs ends by itself, and Ray Train tidies up behind it.
     if config.scheduler == "asha":
-        return ASHAScheduler(time_attr="epoch", max_t=config.epochs, grace_period=min(2, config.epochs), reduction_factor=3)
+        return ASHAScheduler(time_attr="epoch", max_t=config.epochs + 1, grace_period=min(2, config.epochs), reduction_factor=3)
     if config.scheduler == "hyperband":
-        return HyperBandScheduler(time_attr="epoch", max_t=config.epochs)
+        return HyperBandScheduler(time_attr="epoch", max_t=config.epochs + 1)
     return FIFOScheduler()
 
 
