@@ -5,22 +5,46 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 
 import ray
+
+_ADDRESS, _PORT = "RAY_ADDRESS", "RAY_GCS_SERVER_PORT"
 
 
 def connect(dashboard: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names (as `ray job submit` sets it), or start a local one; nothing if joined already.
 
-    What the workers print stays in Ray's logs. A local cluster has a `dashboard` where it is asked for: Ray Train asks it which
-    trainings are dead, and without an answer keeps the CPUs of a trial that was stopped.
+    What the workers print stays in Ray's logs. A local cluster has a `dashboard` where it is asked for.
     """
     if ray.is_initialized():
         return
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a thread that outlives the job must not start Ray again
     on_terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
+    quiet: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": dashboard}
+    if dashboard and not os.environ.get(_ADDRESS):
+        _start_with_known_address(quiet)
+    else:
+        ray.init(**quiet)
     signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which prints a stack
+
+
+def _start_with_known_address(options: dict[str, object]) -> None:
+    """Start a local cluster whose processes know its address.
+
+    Ray Train asks the dashboard which trainings are dead, to free the CPUs of a trial that was stopped; without an address, it
+    gives up where several clusters run on one machine, and the search would wait for those CPUs for ever.
+    """
+    with socket.socket() as opened:
+        opened.bind(("", 0))
+        port = opened.getsockname()[1]
+    told = {_PORT: str(port), _ADDRESS: f"{ray.util.get_node_ip_address()}:{port}"}
+    os.environ.update(told)  # what Ray starts inherits it
+    try:
+        ray.init("local", **options)
+    finally:
+        for name in told:
+            del os.environ[name]
 
 
 def cluster_cpus() -> int:
@@ -31,4 +55,4 @@ def cluster_cpus() -> int:
 def is_too_much(cpus: int, gpus: float) -> bool:
     """Whether this machine alone lacks what is asked for; a cluster that was joined may still grow."""
     here = ray.cluster_resources()
-    return not os.environ.get("RAY_ADDRESS") and (cpus > here.get("CPU", 0) or gpus > here.get("GPU", 0))
+    return not os.environ.get(_ADDRESS) and (cpus > here.get("CPU", 0) or gpus > here.get("GPU", 0))

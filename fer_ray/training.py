@@ -146,7 +146,7 @@ def make_trainer(config: TrainConfig, storage: str, callbacks: tuple[Any, ...] =
     import ray.train
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    connect(dashboard=True)
+    connect()
     needed = config.workers * (config.cpus_per_worker or 1)
     if is_too_much(needed, config.workers * gpus_per_worker if config.use_gpu else 0):
         wanted = f"{needed} CPUs" + (f" and {config.workers} GPUs" if config.use_gpu else "")
@@ -225,7 +225,7 @@ def _join(rank: int, count: int, threads: int) -> Workers:
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1 if count == 1 else 2)
     elif count > 1:
         raise UsageError(f"Several workers need the TensorFlow backend of Keras, not {keras.backend.backend()}.")
     return SynchronousWorkers(rank, count) if count > 1 else OneWorker()

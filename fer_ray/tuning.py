@@ -44,6 +44,8 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         TrainingError: no trial gave a result.
     """
     output = Path(config.output).absolute()
+    if config.resume and not (output / REQUEST_FILE).is_file():
+        raise UsageError(f"There is no search in {config.output} to resume: leave --resume out.")
     space = read_space(str(output / SPACE_FILE) if config.resume else config.space)
     _check_places(config, output, space)
     check_data(trial_config(config, space, _first_settings(space), output / "none"))
