@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from fer_ray.ensemble import combine
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.models import NO_WEIGHTS, build
 from fer_ray.printing import printable
+from fer_ray.recipe import OptimizationConfig
 from fer_ray.search_page import SearchSummary, write_report
-from fer_ray.space import Space, read_space, to_yaml
+from fer_ray.space import Space, parse_space, read_space, to_yaml
 from fer_ray.storage import Storage
 from fer_ray.training import BEST, check_data, make_trainer, run_trainer, train
 from fer_ray.trials import COMPLETED, FAILED, LESS_IS_BETTER, STOPPED, Standing, Trial, TrialEpoch, leaderboard, write_trials
@@ -53,7 +53,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     at_a_time = concurrent_trials(config)
     started = time.monotonic()
     _run(config, space, output, at_a_time)
-    trials = collect(output)
+    trials = collect(output, config.epochs)
     board = leaderboard(trials, config.objective)
     if not board:
         reasons = Counter(trial.error or "no epoch was finished" for trial in trials)
@@ -101,9 +101,7 @@ def _first_settings(space: Space) -> dict[str, Any]:
 def trial_config(config: TuneConfig, space: Space, settings: Mapping[str, Any], folder: Path) -> TrainConfig:
     """The training of one configuration: what a trial runs, for as many epochs as a trial has."""
     recipe = space.recipe(settings)
-    recipe = dataclasses.replace(
-        recipe, optimization=dataclasses.replace(recipe.optimization, epochs=config.epochs, patience=config.epochs)
-    )
+    recipe = replace(recipe, optimization=replace(recipe.optimization, epochs=config.epochs, patience=config.epochs))
     return TrainConfig(
         str(folder / "model"),
         weights=NO_WEIGHTS,
@@ -214,8 +212,6 @@ def run_trial(proposed: dict[str, Any], config: TuneConfig, space_text: tuple[st
     """One trial, from its last checkpoint where it was begun before: its folder is named after it."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from fer_ray.space import parse_space
-
     space, settings = parse_space(space_text[1], space_text[0]), json.loads(proposed["settings_json"])
     folder = Path(output) / TRIALS_FOLDER / ray.tune.get_context().get_trial_id()
     folder.mkdir(parents=True, exist_ok=True)
@@ -262,11 +258,15 @@ def _reason(error: BaseException | None) -> str:
     return lines[-1].strip()[:300] if lines else type(error).__name__
 
 
-def collect(output: Path) -> list[Trial]:
-    """What the trials' folders hold: settings, epochs from the last checkpoints, and how each ended."""
+def collect(output: Path, epochs: int) -> list[Trial]:
+    """What the trials' folders hold: settings, epochs from the last checkpoints, and how each ended.
+
+    A trial without an error and with fewer epochs than it might have had was stopped by the scheduler.
+    """
     endings = _endings(output)
     folders = sorted(folder for folder in (output / TRIALS_FOLDER).iterdir() if (folder / SETTINGS_FILE).is_file())
-    return [_trial(folder, *endings.get(folder.name, (STOPPED, None))) for folder in folders]
+    trials = [_trial(folder, *endings.get(folder.name, (STOPPED, None))) for folder in folders]
+    return [replace(trial, status=STOPPED) if trial.status == COMPLETED and len(trial.epochs) < epochs else trial for trial in trials]
 
 
 def _endings(output: Path) -> dict[str, tuple[str, str | None]]:
@@ -284,10 +284,10 @@ def _trial(folder: Path, status: str, error: str | None) -> Trial:
     if best is not None:
         import pyarrow.parquet as pq
 
-        names = {field.name for field in dataclasses.fields(TrialEpoch)}
+        names = {field.name for field in fields(TrialEpoch)}
         rows = pq.read_table(best / bundle.HISTORY_FILE).to_pylist()
         epochs = [TrialEpoch(**{name: value for name, value in row.items() if name in names}) for row in rows]
-    return Trial(folder.name, status, settings, tuple(epochs), error)
+    return Trial(folder.name, status, settings, tuple(epochs), error, settings.get("seed", OptimizationConfig().seed))
 
 
 def best_bundle(folder: Path) -> Path | None:
@@ -309,8 +309,8 @@ def _leave_results(config: TuneConfig, space: Space, output: Path, trials: list[
         members = tuple(str(best_bundle(output / TRIALS_FOLDER / standing.trial.trial_id)) for standing in board[: config.ensemble])
         combine(EnsembleConfig(members, str(output / ENSEMBLE), data=config.data))
     if config.train_best:
-        full = trial_config(dataclasses.replace(config, epochs=config.train_best), space, best.settings, output)
-        train(dataclasses.replace(full, output=str(output / FINAL_MODEL), resume=(output / f"{FINAL_MODEL}.training").exists()))
+        full = trial_config(replace(config, epochs=config.train_best), space, best.settings, output)
+        train(replace(full, output=str(output / FINAL_MODEL), resume=(output / f"{FINAL_MODEL}.training").exists()))
 
 
 def _cost(space: Space, trial: Trial) -> Cost:
