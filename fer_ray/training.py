@@ -177,7 +177,7 @@ def run_trainer(trainer: DataParallelTrainer, storage: str) -> Path:
     """
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    kept = f"the last good checkpoint is kept in {storage}"
+    kept = f"finished checkpoints, if any, are kept in {storage}"
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
