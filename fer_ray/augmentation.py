@@ -49,7 +49,11 @@ def _mixed(
         return images, targets, weights
     share = np.float32(generator.beta(alpha, alpha))
     other = generator.permutation(len(images))
-    return tuple(part * share + part[other] * (1 - share) for part in (images, targets, weights))  # type: ignore[return-value]  # three
+
+    def mix(values: Float32Array) -> Float32Array:
+        return np.asarray(values * share + values[other] * (1 - share), np.float32)
+
+    return mix(images), mix(targets), mix(weights)
 
 
 def augment(images: UInt8Array, config: AugmentationConfig, generator: np.random.Generator) -> Float32Array:

@@ -46,12 +46,10 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore")
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)
-        failed = False
+        failed = True
         try:
             yield
-        except Exception:
-            failed = True
-            raise
+            failed = False
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -259,9 +257,8 @@ def _run_savedmodel(made: Path, threads: int) -> Run:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(made))
-    signature = loaded.signatures[SERVING]
-    # `loaded` stays alive with the function: a signature alone does not keep its variables.
-    return lambda faces, loaded=loaded: np.asarray(signature(**{INPUT: tf.constant(faces)})[OUTPUT])  # type: ignore[misc]
+    # Asking `loaded` anew keeps it alive: a signature alone does not keep its variables.
+    return lambda faces: np.asarray(loaded.signatures[SERVING](**{INPUT: tf.constant(faces)})[OUTPUT])
 
 
 def _run_tflite(made: Path, threads: int) -> Run:

@@ -27,8 +27,9 @@ from fer_ray.importance import (
 from fer_ray.page import document, figure, table, text
 from fer_ray.printing import counted, some
 from fer_ray.search_figures import BEST_CURVES, LABELS, MOST_AXES, SHARES, CostPoint
+from fer_ray.space import to_yaml
 from fer_ray.storage import Storage, join
-from fer_ray.trials import FAILED, LESS_IS_BETTER, TRIALS_FILE, Standing, Trial, gain, leaderboard, pareto_front, settings_yaml
+from fer_ray.trials import FAILED, LESS_IS_BETTER, TRIALS_FILE, Standing, Trial, gain, leaderboard, pareto_front
 
 PAGE_FILE = "index.html"
 CURVES, COORDINATES, IMPORTANCE, COSTS = "learning_curves.png", "parallel_coordinates.png", "importance.png", "costs.png"
@@ -182,7 +183,7 @@ def _best(found: _Findings) -> str:
         return (
             "<h3>Best settings</h3>\n<p>No trial that did not fail has a figure for the objective, so there is nothing to recommend.</p>\n"
         )
-    lines = "\n".join(text(line) for line in settings_yaml(best.trial.settings).splitlines())
+    lines = "\n".join(text(line) for line in to_yaml(best.trial.settings).splitlines())
     return (
         f"<h3>Best settings</h3>\n<p>Those of {text(best.trial.trial_id)}, as a file for "
         f"<code>python jobs/train.py --config best.yaml --dataset DATA --output MODEL</code>.</p>\n<pre>{lines}</pre>\n"

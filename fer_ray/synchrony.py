@@ -32,7 +32,7 @@ class CollectiveConfig(BackendConfig):  # type: ignore[misc]  # Ray has no types
         return _CollectiveBackend
 
 
-class _CollectiveBackend(Backend):  # type: ignore[misc]
+class _CollectiveBackend(Backend):  # type: ignore[misc]  # Ray has no types
     def on_start(self, worker_group: Any, backend_config: CollectiveConfig) -> None:
         addresses = worker_group.execute(_free_address)
         if len(addresses) > 1:

@@ -53,7 +53,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_data(config)
     try:
         work.mkdir(parents=True, exist_ok=True)
-        (work / FAILURE_FILE).unlink(missing_ok=True)
         (work / REQUEST_FILE).write_text(_request(config), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"The output {config.output} cannot be written ({error.strerror}).") from error
@@ -97,7 +96,7 @@ def check_data(config: TrainConfig) -> None:
     print(f"training on {len(data.train):,} images, validating on {len(data.validation):,}: {', '.join(data.classes)}", flush=True)
     if len(data.train) < config.recipe.optimization.batch_size:
         raise UsageError(f"The data set has {len(data.train)} training images, fewer than one batch: lower --batch-size.")
-    if model.architecture in PRETRAINED and config.weights != NO_WEIGHTS:
+    if model.architecture in PRETRAINED and not config.start_from and config.weights != NO_WEIGHTS:
         build(model, len(data.classes), config.weights)  # weights that cannot be had are refused here too
 
 
@@ -178,12 +177,13 @@ def run_trainer(trainer: DataParallelTrainer, storage: str) -> Path:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     kept = f"finished checkpoints, if any, are kept in {storage}"
+    failure = Path(storage) / FAILURE_FILE
+    failure.unlink(missing_ok=True)  # that of an earlier try
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
         reason = " ".join(str(error).strip().splitlines()[-1].split())[:300]
         raise TrainingError(f"The training failed ({reason}): {kept}; --resume goes on from there.") from error
-    failure = Path(storage) / FAILURE_FILE
     if failure.exists():
         raise TrainingError(f"{failure.read_text(encoding='utf-8').rstrip('.')} ({kept}).")
     if result.checkpoint is None:
@@ -244,7 +244,7 @@ def _fit(config: TrainConfig, workers: Workers, storage: Path, checkpoint: Check
 
 def first_network(config: TrainConfig, data: Dataset) -> tuple[keras.Model, dict[str, Any]]:
     """The network that is to be trained, with the weights it starts from, and what the bundle says about those."""
-    network = make_network(config.recipe, len(data.classes), config.weights)
+    network = make_network(config.recipe, len(data.classes), NO_WEIGHTS if config.start_from else config.weights)
     if not config.start_from:
         return network, {"initial_weights": Path(config.weights).name} if config.recipe.model.architecture in PRETRAINED else {}
     with bundle.local_copy(Storage(config.data.s3_endpoint), config.start_from) as folder:

@@ -217,11 +217,3 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
         if not front or points[index][1] > points[front[-1]][1]:
             front.append(index)
     return front
-
-
-def settings_yaml(settings: Mapping[str, Any]) -> str:
-    """A trial's settings as a file for `jobs/train.py --config`."""
-    import yaml
-
-    given = {name: value for name, value in settings.items() if value is not None}
-    return str(yaml.safe_dump(given, sort_keys=True, default_flow_style=None, width=10_000))

@@ -47,10 +47,12 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     if config.resume and not (output / REQUEST_FILE).is_file():
         raise UsageError(f"There is no search in {config.output} to resume: leave --resume out.")
     space = read_space(str(output / SPACE_FILE) if config.resume else config.space)
-    _check_places(config, output, space)
+    _check_places(config, output)
     check_data(trial_config(config, space, _first_settings(space), output / "none"))
     connect(dashboard=True)
     at_a_time = concurrent_trials(config)
+    if not config.resume:
+        _begin(config, output, space)
     started = time.monotonic()
     _run(config, space, output, at_a_time)
     trials = collect(output, config.epochs)
@@ -71,23 +73,23 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     }
 
 
-def _check_places(config: TuneConfig, output: Path, space: Space) -> None:
-    """Start or find the folder of the search.
-
-    Raises:
-        UsageError: there is another search, or none to go on with.
-    """
-    request = json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
-    if config.resume:
-        if (output / REQUEST_FILE).read_text(encoding="utf-8") != request:
-            raise UsageError(f"The search in {config.output} was begun with other settings ({output / REQUEST_FILE}): use the same ones.")
-        return
-    if output.exists():
+def _check_places(config: TuneConfig, output: Path) -> None:
+    """Refuse an output that holds something else, or another search than the one to go on with."""
+    if config.resume and (output / REQUEST_FILE).read_text(encoding="utf-8") != _request(config):
+        raise UsageError(f"The search in {config.output} was begun with other settings ({output / REQUEST_FILE}): use the same ones.")
+    if output.exists() and not config.resume:
         raise UsageError(f"The output {config.output} exists already: go on with --resume, name a new folder, or remove it.")
+
+
+def _request(config: TuneConfig) -> str:
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
+
+
+def _begin(config: TuneConfig, output: Path, space: Space) -> None:
     try:
         (output / TRIALS_FOLDER).mkdir(parents=True)
         (output / SPACE_FILE).write_text(space.text, encoding="utf-8")
-        (output / REQUEST_FILE).write_text(request, encoding="utf-8")
+        (output / REQUEST_FILE).write_text(_request(config), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"The output {config.output} cannot be written ({error.strerror}).") from error
 
@@ -230,12 +232,13 @@ class _Progress(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         objective = self.config.objective
         sign = -1 if objective in LESS_IS_BETTER else 1
-        reported = [(sign * t.last_result[objective], t) for t in trials if t.last_result.get(objective) is not None]
-        value, leader = max(reported, key=lambda pair: pair[0], default=(0.0, trial))
+        latest = {**{t.trial_id: t.last_result for t in trials}, trial.trial_id: result}
+        reported = [(sign * figures[objective], name) for name, figures in latest.items() if figures.get(objective) is not None]
+        value, leader = max(reported, default=(float("nan"), trial.trial_id))
         ended = sum(t.is_finished() for t in trials)
         print(
             f"trial {trial.trial_id} epoch {result.get('epoch')}: {objective} {result.get(objective, float('nan')):.4f}; "
-            f"best {leader.trial_id} {sign * value:.4f}; {ended} of {self.config.trials} ended{self._left(ended)}",
+            f"best {leader} {sign * value:.4f}; {ended} of {self.config.trials} ended{self._left(ended)}",
             flush=True,
         )
 

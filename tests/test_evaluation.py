@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pages import Page
 
 from fer_ray import bundle, drawing, figures, gradcam
 from fer_ray.command import parse
@@ -68,29 +68,6 @@ def write_history(folder: Path, **columns: list[Any]) -> None:
     pq.write_table(pa.table(table), folder / bundle.HISTORY_FILE)
 
 
-class Page(HTMLParser):
-    """The tags of a page and the text in it; tags that are opened and not closed are a failure."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(file.read_text(encoding="utf-8"))
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_every_model_gets_its_figures_pictures_and_answers_and_the_summary_names_them_all(evaluated: tuple[Path, dict[str, Any]]) -> None:
     output, summary = evaluated
     keys = ["accuracy", "macro_f1", "weighted_f1", "ece", "nll", "samples", "model_version", "output"]
@@ -114,7 +91,7 @@ def test_every_model_gets_its_figures_pictures_and_answers_and_the_summary_names
 
 
 def test_the_page_stands_alone_is_whole_and_shows_strange_names_as_text(evaluated: tuple[Path, dict[str, Any]]) -> None:
-    page = Page(evaluated[0] / "index.html")
+    page = Page((evaluated[0] / "index.html").read_text(encoding="utf-8"))
     assert page.open == []
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "form"}
     images = [attributes for tag, attributes in page.tags if tag == "img"]

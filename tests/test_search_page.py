@@ -4,7 +4,6 @@ import dataclasses
 import datetime
 import json
 import math
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pages import Page
 
 from fer_ray.command import parse
 from fer_ray.config import TrainConfig
@@ -85,30 +85,6 @@ def _run(trial_id: str, status: str, settings: dict[str, Any], reached: float, e
         )
         rows.append(row)
     return Trial(trial_id, status, settings, tuple(rows), error, settings["seed"])
-
-
-class Page(HTMLParser):
-    """The tags of a page and the text in it; tags that are opened and not closed are a failure."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_every_trial_comes_back_from_the_table_and_an_epoch_that_was_done_again_counts_once(tmp_path: Path) -> None:

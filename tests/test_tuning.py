@@ -68,11 +68,12 @@ def test_a_killed_search_goes_on_and_has_every_trial_once(drawn_faces: Path, tmp
         ({"space": "nowhere.yaml"}, "There is no search space"),
         ({"time_budget": "soon"}, "must be a number with s, m or h"),
         ({"resume": True}, "no search in .* to resume"),
+        ({"data": DatasetConfig("/nowhere")}, "/nowhere"),
     ],
 )
 def test_a_search_that_cannot_run_is_refused_before_anything_is_written(
     drawn_faces: Path, tmp_path: Path, options: dict[str, object], complaint: str
 ) -> None:
     with pytest.raises(UsageError, match=complaint):
-        tune(TuneConfig(str(tmp_path / "search"), data=DatasetConfig(str(drawn_faces)), **options))  # type: ignore[arg-type]
+        tune(TuneConfig(str(tmp_path / "search"), **{"data": DatasetConfig(str(drawn_faces)), **options}))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
