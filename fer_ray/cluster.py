@@ -52,7 +52,7 @@ def cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def is_too_much(cpus: int, gpus: float) -> bool:
+def is_too_much(cpus: float, gpus: float) -> bool:
     """Whether this machine alone lacks what is asked for; a cluster that was joined may still grow."""
     here = ray.cluster_resources()
     return not os.environ.get(_ADDRESS) and (cpus > here.get("CPU", 0) or gpus > here.get("GPU", 0))

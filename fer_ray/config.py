@@ -10,13 +10,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fer_ray.errors import UsageError
-from fer_ray.options import check, check_positive, check_share, option
+from fer_ray.options import check, check_part, check_positive, check_share, option
 from fer_ray.recipe import DatasetConfig, Recipe
 
 SPLITS = ("train", "validation", "test")
 MAX_SAMPLES = 500
 AVERAGES = ("answers", "weights")
-SEARCHERS, SCHEDULERS, OBJECTIVES = ("tpe", "random", "grid"), ("asha", "hyperband", "none"), ("accuracy", "macro_f1", "nll")
+SEARCHERS, SCHEDULERS, OBJECTIVES = ("tpe", "random", "grid"), ("asha", "hyperband", "pbt", "none"), ("accuracy", "macro_f1", "nll")
 ONNX, SAVEDMODEL, TFLITE = "onnx", "savedmodel", "tflite"
 EXPORT_FORMATS = (ONNX, SAVEDMODEL, TFLITE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
@@ -139,7 +139,7 @@ class TrainConfig:
     start_from: str = option("", "bundle to fine-tune: its network is taken, with a new last layer where the classes differ")
     resume: bool = option(False, "go on from the last checkpoint of a training into the same output that was ended")
     workers: int = option(1, "Ray Train workers with synchronised gradients; each takes a share of every batch")
-    cpus_per_worker: int | None = option(None, "CPUs reserved for each worker (default: one, with the threads of an equal share)")
+    cpus_per_worker: float | None = option(None, "CPUs reserved for each worker (default: one, with the threads of an equal share)")
     use_gpu: bool = option(False, "give every worker a GPU of the cluster")
     max_failures: int = option(2, "how often a dead worker is replaced before the training fails")
     data: DatasetConfig = field(default_factory=DatasetConfig)
@@ -147,7 +147,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
-        check(self.cpus_per_worker is None or self.cpus_per_worker > 0, "The setting cpus_per_worker must be above 0.")
+        check_part(self, "cpus_per_worker")
         check_positive(self, "workers")
         check(self.max_failures >= 0, "The setting max_failures must not be negative.")
         even = self.recipe.optimization.batch_size % self.workers == 0
@@ -175,13 +175,19 @@ class TuneConfig:
     epochs: int = option(8, "epochs of a trial at most")
     time_budget: str = option("", "stop the search after this time, such as 90m or 2h")
     searcher: str = option("tpe", "how configurations are chosen: Optuna's TPE, at random, or every one of a grid", SEARCHERS)
-    scheduler: str = option("asha", "how poor trials are stopped early: ASHA, HyperBand, or not at all", SCHEDULERS)
+    scheduler: str = option(
+        "asha", "what becomes of poor trials: ASHA or HyperBand stop them, with pbt they go on from better ones", SCHEDULERS
+    )
     objective: str = option("accuracy", "what is to be best on validation", OBJECTIVES)
+    low_cost: bool = option(False, "look for networks of few multiply-adds too, and leave the front of both (TPE)")
+    seeds: int = option(1, "trainings of each configuration, which stands with their mean")
     grid_points: int = option(3, "values of each range in a grid")
+    pbt_interval: int = option(2, "epochs until the trials of pbt are compared")
     max_concurrent: int | None = option(None, "trials at a time (default: as many as the cluster has room for)")
     workers_per_trial: int = option(1, "Ray Train workers of each trial")
-    cpus_per_worker: int | None = option(None, "CPUs reserved for each worker (default: one)")
-    gpus_per_worker: float = option(0.0, "GPUs of each worker; a fraction shares one among trials")
+    cpus_per_worker: float | None = option(None, "CPUs reserved for each worker (default: one); a fraction shares one")
+    use_gpu: bool = option(False, "train on GPUs")
+    gpus_per_worker: float = option(1.0, "GPUs of each worker with --use-gpu; a fraction shares one")
     search_seed: int = option(0, "seed of the searcher")
     resume: bool = option(False, "go on with a search into the same output that was ended")
     train_best: int = option(0, "train the best configuration for so many epochs in the end")
@@ -190,11 +196,12 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.output), "Where to? Give --output FOLDER for the trials and the report.")
-        check_positive(self, "trials", "epochs", "grid_points", "workers_per_trial")
+        check_positive(self, "trials", "epochs", "grid_points", "workers_per_trial", "seeds", "pbt_interval")
         check(self.max_concurrent is None or self.max_concurrent > 0, "The setting max_concurrent must be above 0.")
-        check(self.cpus_per_worker is None or self.cpus_per_worker > 0, "The setting cpus_per_worker must be above 0.")
-        whole = self.gpus_per_worker <= 1 or self.gpus_per_worker == int(self.gpus_per_worker)
-        check(self.gpus_per_worker >= 0 and whole, "The setting gpus_per_worker must be a fraction of 1 or a whole number.")
+        check_part(self, "cpus_per_worker", "gpus_per_worker")
+        single = self.searcher == "tpe" and self.seeds == 1 and self.scheduler != "pbt"
+        check(single or not self.low_cost, "The setting low_cost needs the searcher tpe, one seed, and another scheduler than pbt.")
+        check(self.scheduler != "pbt" or self.seeds == 1, "The scheduler pbt compares single trainings: leave --seeds out.")
         check(min(self.train_best, self.ensemble) >= 0, "The settings train_best and ensemble must not be negative.")
         self.seconds()
 

@@ -87,8 +87,11 @@ def train_epochs(
     network: keras.Model | None = None,
     state: State | None = None,
     workers: Workers | None = None,
+    until: int | None = None,
 ) -> Iterator[Epoch]:
     """Fit a network (a new one unless given) and yield after every epoch until the epochs or the patience are used up.
+
+    With `until`, training pauses after that epoch; the schedule is that of all epochs.
 
     The figures and the weights of an epoch are those of the weight average, where there is one. With the `state` of an
     epoch, training goes on after it.
@@ -101,7 +104,7 @@ def train_epochs(
     fit = _Fit(network, recipe, len(data.train), workers)
     if state:
         fit.restore(state)
-    while fit.epoch < recipe.optimization.epochs and fit.stale < recipe.optimization.patience:
+    while fit.epoch < min(recipe.optimization.epochs, until or recipe.optimization.epochs) and fit.stale < recipe.optimization.patience:
         started = time.monotonic()
         fit.begin_epoch()
         loss = fit.run_epoch(data.train)

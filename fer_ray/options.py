@@ -29,3 +29,11 @@ def check_positive(config: Any, *names: str) -> None:
     """These fields must be above 0."""
     for name in names:
         check(getattr(config, name) > 0, f"The setting {name} must be above 0, not {getattr(config, name)}.")
+
+
+def check_part(config: Any, *names: str) -> None:
+    """These fields must be fractions of 1 or whole numbers above 0, where they are set: shares of a CPU or GPU, or several."""
+    for name in names:
+        amount = getattr(config, name)
+        fitting = amount is None or (amount > 0 and (amount < 1 or amount == int(amount)))
+        check(fitting, f"The setting {name} must be a fraction of 1 or a whole number, not {amount}.")

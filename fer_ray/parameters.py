@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 CONSTANT, CHOICE, UNIFORM, LOG, INTEGER, LOG_INTEGER = "constant", "choice", "uniform", "log", "integer", "log_integer"
 RANGES = (UNIFORM, LOG, INTEGER, LOG_INTEGER)
 DIGITS = 6
+GRID_STEPS, RESAMPLED = 9, 0.2  # of a variation
 
 
 class Trial(Protocol):
@@ -118,6 +119,15 @@ class Parameter:
         else:
             spread = [self.low + share * (self.high - self.low) for share in shares]
         return tuple(dict.fromkeys(self._number(round(value) if self.whole else value) for value in spread))
+
+    def vary(self, value: Any, generator: np.random.Generator) -> Any:
+        """Mostly a value near this one: its neighbour among the values of a grid, or itself; sometimes another one at random."""
+        if generator.random() < RESAMPLED:
+            return self.random(generator)
+        values = self.grid(GRID_STEPS)
+        numbers = self.kind in RANGES
+        place = min(range(len(values)), key=lambda index: abs(values[index] - value)) if numbers else values.index(value)
+        return values[min(max(place + int(generator.integers(-1, 2)), 0), len(values) - 1)]
 
     def text(self) -> str:
         """The values and the condition, for people."""

@@ -216,7 +216,7 @@ def _row(found: _Findings, standing: Standing) -> list[str]:
     return [
         f"{standing.rank}",
         _name(trial, found.parameters),
-        f"<b>{_value(objective, standing.value)}</b>",
+        f"<b>{_value(objective, standing.value)}</b>" + _seeds(standing),
         *(_value(name, epoch.value(name)) for name in _others(found)),
         f"{epoch.epoch:,}",
         f"{len(trial.epochs):,}",
@@ -224,6 +224,13 @@ def _row(found: _Findings, standing: Standing) -> list[str]:
         f"{cost.multiply_adds / 1e6:,.1f}" if cost else NOTHING,
         _milliseconds(cost.milliseconds if cost else None),
     ]
+
+
+def _seeds(standing: Standing) -> str:
+    """Of how many seeds a value is the mean."""
+    if standing.seeds == 1:
+        return ""
+    return f"<small>mean of {standing.seeds} seeds, \N{PLUS-MINUS SIGN} {_value(standing.objective, standing.spread)}</small>"
 
 
 def _name(trial: Trial, parameters: Sequence[VariedSetting]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -64,6 +64,18 @@ class Space:
     def random(self, generator: np.random.Generator) -> Settings:
         """Flat settings drawn at random."""
         return self._draw(lambda parameter: parameter.random(generator))
+
+    def vary(self, settings: Mapping[str, Any], names: Collection[str], generator: np.random.Generator) -> Settings:
+        """Flat settings in the neighbourhood of others: those named are changed a little, within the space."""
+        known = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+        def pick(parameter: Parameter) -> Any:
+            value = known.get(parameter.setting)
+            if value is None or not parameter.takes(value):
+                return parameter.random(generator)
+            return parameter.vary(value, generator) if parameter.setting in names else value
+
+        return self._draw(pick)
 
     def settings(self, proposed: Mapping[str, Any]) -> Settings:
         """The flat settings behind the parameters that a study has stored for a trial (`trial.params`)."""

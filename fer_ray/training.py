@@ -30,7 +30,6 @@ from fer_ray.synchrony import CollectiveConfig, SynchronousWorkers
 if TYPE_CHECKING:
     import keras
     import pyarrow as pa
-    from ray.train import Checkpoint
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 BEST, STATE_FILE, TENSORBOARD = "best", "state.npz", "tensorboard"
@@ -136,8 +135,17 @@ def _check_places(config: TrainConfig, output: Path, work: Path) -> None:
         raise UsageError(f"The training into {config.output} was begun with other settings ({work / REQUEST_FILE}): use the same ones.")
 
 
-def make_trainer(config: TrainConfig, storage: str, callbacks: tuple[Any, ...] = (), gpus_per_worker: float = 1.0) -> DataParallelTrainer:
+def make_trainer(
+    config: TrainConfig,
+    storage: str,
+    callbacks: tuple[Any, ...] = (),
+    gpus_per_worker: float = 1.0,
+    start: str = "",
+    until: int | None = None,
+) -> DataParallelTrainer:
     """The Ray Train job of a configuration; its checkpoints go to the folder `storage`.
+
+    Without a checkpoint there, it goes on from the one in the folder `start`; it ends after the epoch `until`, or after all.
 
     Raises:
         UsageError: this machine is all there is, and lacks the CPUs or GPUs.
@@ -148,13 +156,14 @@ def make_trainer(config: TrainConfig, storage: str, callbacks: tuple[Any, ...] =
     connect()
     needed = config.workers * (config.cpus_per_worker or 1)
     if is_too_much(needed, config.workers * gpus_per_worker if config.use_gpu else 0):
-        wanted = f"{needed} CPUs" + (f" and {config.workers} GPUs" if config.use_gpu else "")
+        wanted = f"{needed:g} CPUs" + (f" and {config.workers * gpus_per_worker:g} GPUs" if config.use_gpu else "")
         raise UsageError(f"The training needs {wanted}, more than this machine has: lower --workers or leave --use-gpu out.")
     resources = {"CPU": config.cpus_per_worker or 1} | ({"GPU": gpus_per_worker} if config.use_gpu else {})
-    threads = config.cpus_per_worker or max(1, cluster_cpus() // config.workers)
+    threads = max(1, int(config.cpus_per_worker or cluster_cpus() // config.workers))
+    part = {"start": start, "until": until}
     return DataParallelTrainer(
         train_loop_per_worker,
-        train_loop_config={"config": config, "threads": threads, "storage": storage},
+        train_loop_config={"config": config, "threads": threads, "storage": storage, **part},
         backend_config=CollectiveConfig(),
         scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=config.use_gpu, resources_per_worker=resources),
         run_config=ray.train.RunConfig(
@@ -209,10 +218,11 @@ def train_loop_per_worker(arguments: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import ray.train
 
-    context = ray.train.get_context()
+    context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
+    begin = checkpoint.path if checkpoint else arguments["start"]
     workers = _join(context.get_world_rank(), context.get_world_size(), arguments["threads"])
     try:
-        _fit(arguments["config"], workers, Path(arguments["storage"]), ray.train.get_checkpoint())
+        _fit(arguments["config"], workers, Path(arguments["storage"]), begin, arguments["until"])
     except FerRayError as error:  # another try would end the same way
         if workers.rank == 0:
             (Path(arguments["storage"]) / FAILURE_FILE).write_text(str(error), encoding="utf-8")
@@ -231,14 +241,14 @@ def _join(rank: int, count: int, threads: int) -> Workers:
     return SynchronousWorkers(rank, count) if count > 1 else OneWorker()
 
 
-def _fit(config: TrainConfig, workers: Workers, storage: Path, checkpoint: Checkpoint | None) -> None:
+def _fit(config: TrainConfig, workers: Workers, storage: Path, begin: str, until: int | None) -> None:
     model = config.recipe.model
     data = load_dataset(config.data, model.image_size, model.color)
     network, lineage = first_network(config, data)
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch:
         record = _Record(Path(scratch), data, config, lineage, storage if workers.rank == 0 else None)
-        state = record.go_on_from(Path(checkpoint.path)) if checkpoint else None
-        for epoch in train_epochs(data, config.recipe, network, state, workers):
+        state = record.go_on_from(Path(begin)) if begin else None
+        for epoch in train_epochs(data, config.recipe, network, state, workers, until):
             record.report(epoch)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -87,6 +88,11 @@ class Trial:
         """How long its epochs took together."""
         return sum(epoch.value("seconds") or 0.0 for epoch in self.epochs)
 
+    @property
+    def configuration(self) -> str:
+        """The settings but for the seed, as text: the same for all trials of one configuration."""
+        return json.dumps({name: value for name, value in self.settings.items() if name != "seed"}, sort_keys=True)
+
     def best(self, objective: str) -> TrialEpoch | None:
         """The epoch that is best by the objective, the first of equals; None when no epoch has that figure."""
         judged = [epoch for epoch in self.epochs if epoch.value(objective) is not None]
@@ -106,12 +112,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Standing:
-    """A trial's place on the leaderboard: its best epoch, and the objective there."""
+    """A configuration's place on the leaderboard: its best trial, that one's best epoch, and the objective.
+
+    `value` is the mean over the trials of the configuration, one for each of its `seeds`; `spread` is their standard deviation.
+    """
 
     rank: int
     trial: Trial
     epoch: TrialEpoch
     value: float
+    objective: str
+    seeds: int = 1
+    spread: float = 0.0
 
 
 class HasMultiplyAdds(Protocol):
@@ -191,20 +203,26 @@ def _trial(rows: Sequence[Mapping[str, Any]]) -> Trial:
 
 
 def leaderboard(trials: Iterable[Trial], objective: str, costs: Mapping[str, HasMultiplyAdds] | None = None) -> list[Standing]:
-    """The trials that did not fail, each by its best epoch, best first; among equals the one with fewer multiply-adds.
+    """The configurations whose trials did not all fail, by the mean of their best epochs, best first; among equals the cheaper network.
 
     `objective` is `accuracy` or `macro_f1`, of which more is better, or `nll`, of which less is.
     """
     known = costs or {}
-    places = []
+    judged: dict[str, list[tuple[float, Trial, TrialEpoch]]] = {}
     for trial in trials:
         epoch = trial.best(objective)
         value = epoch.value(objective) if epoch else None
         if trial.status != FAILED and epoch is not None and value is not None:
-            cost = known[trial.trial_id].multiply_adds if trial.trial_id in known else math.inf
-            places.append(((-gain(objective, value), cost, trial.trial_id), trial, epoch, value))
-    places.sort(key=lambda place: place[0])
-    return [Standing(rank, trial, epoch, value) for rank, (_, trial, epoch, value) in enumerate(places, start=1)]
+            judged.setdefault(trial.configuration, []).append((value, trial, epoch))
+    places = []
+    for several in judged.values():
+        _, trial, epoch = max(several, key=lambda one: gain(objective, one[0]))
+        values = [value for value, _, _ in several]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        cost = known[trial.trial_id].multiply_adds if trial.trial_id in known else math.inf
+        places.append((cost, Standing(0, trial, epoch, statistics.fmean(values), objective, len(values), spread)))
+    places.sort(key=lambda place: (-gain(objective, place[1].value), place[0], place[1].trial.trial_id))
+    return [replace(standing, rank=rank) for rank, (_, standing) in enumerate(places, start=1)]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import math
 import os
 import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.tune
 
-from fer_ray import bundle
 from fer_ray.cluster import connect
 from fer_ray.config import EnsembleConfig, TrainConfig, TuneConfig
-from fer_ray.cost import Cost, measure_cost
+from fer_ray.cost import Cost, measure_cost, multiply_adds
 from fer_ray.ensemble import combine
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.models import NO_WEIGHTS, build
 from fer_ray.printing import printable
-from fer_ray.recipe import OptimizationConfig
 from fer_ray.search_page import SearchSummary, write_report
-from fer_ray.space import Space, parse_space, read_space, to_yaml
+from fer_ray.searching import COMPARABLE, COST, EPOCH, SEED_INDEX, SETTINGS, listed_settings, make_scheduler, make_searcher, parse_proposed
+from fer_ray.space import Settings, Space, parse_space, read_space, to_yaml
 from fer_ray.storage import Storage
 from fer_ray.training import BEST, check_data, make_trainer, run_trainer, train
-from fer_ray.trials import COMPLETED, FAILED, LESS_IS_BETTER, STOPPED, Standing, Trial, TrialEpoch, leaderboard, write_trials
+from fer_ray.trial_folders import SETTINGS_FILE, TRIALS_FOLDER, TUNE_FOLDER, best_bundle, collect, read_epochs, reason_of
+from fer_ray.trials import FAILED, Standing, Trial, gain, leaderboard, pareto_front, write_trials
 
-REQUEST_FILE, SPACE_FILE, BEST_FILE, SETTINGS_FILE = "search.json", "space.yaml", "best.yaml", "settings.json"
-TRIALS_FOLDER, TUNE_FOLDER, BEST_MODEL, FINAL_MODEL, ENSEMBLE = "trials", "tune", "best_model", "trained_model", "ensemble"
-EQUAL_FAILURES = 4
-TRAIN_FOLDER = "train"
+REQUEST_FILE, SPACE_FILE, BEST_FILE = "search.json", "space.yaml", "best.yaml"
+BEST_MODEL, FINAL_MODEL, ENSEMBLE, FRONT_FOLDER = "best_model", "trained_model", "ensemble", "front"
+HEAD, HEAD_PARTS = "node:__internal_head__", 10_000  # Ray counts resources in such parts
+EQUAL_FAILURES, SNAPSHOT_SECONDS, CLASSES = 4, "3", 7
 
 
 def tune(config: TuneConfig) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         _begin(config, output, space)
     started = time.monotonic()
     _run(config, space, output, at_a_time)
-    trials = collect(output, config.epochs)
+    trials = collect(output, run_trial, config.epochs)
     board = leaderboard(trials, config.objective)
     if not board:
         reasons = Counter(trial.error or "no epoch was finished" for trial in trials)
@@ -109,7 +112,7 @@ def trial_config(config: TuneConfig, space: Space, settings: Mapping[str, Any], 
         weights=NO_WEIGHTS,
         workers=config.workers_per_trial,
         cpus_per_worker=config.cpus_per_worker or 1,
-        use_gpu=config.gpus_per_worker > 0,
+        use_gpu=config.use_gpu,
         max_failures=1,
         data=config.data,
         recipe=recipe,
@@ -123,7 +126,10 @@ def concurrent_trials(config: TuneConfig) -> int:
         UsageError: not even one fits, and the cluster is this machine alone.
     """
     resources = ray.cluster_resources()
-    needed = {"CPU": config.workers_per_trial * (config.cpus_per_worker or 1), "GPU": config.workers_per_trial * config.gpus_per_worker}
+    needed = {
+        "CPU": config.workers_per_trial * (config.cpus_per_worker or 1),
+        "GPU": config.workers_per_trial * config.gpus_per_worker * config.use_gpu,
+    }
     fitting = min(int(resources.get(kind, 0) / amount) for kind, amount in needed.items() if amount)
     if fitting < 1:
         has = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind, amount in needed.items() if amount)
@@ -135,168 +141,125 @@ def concurrent_trials(config: TuneConfig) -> int:
 
 
 def _run(config: TuneConfig, space: Space, output: Path, at_a_time: int) -> None:
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its table of the settings
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)  # what a kill forgets: trials younger than that
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, config=config, space_text=(space.file, space.text), output=str(output)),
-        {"cpu": 0, "node:__internal_head__": 0.001},  # it only waits: a CPU would be taken from its own workers
+        # It only waits: a CPU would be taken from its own workers. The head's own resource, of which there is one, is shared out instead.
+        {"cpu": 0, HEAD: math.floor(HEAD_PARTS / at_a_time) / HEAD_PARTS},
     )
     place = output / TUNE_FOLDER
     if ray.tune.Tuner.can_restore(str(place)):
         tuner = ray.tune.Tuner.restore(str(place), trainable, resume_unfinished=True, restart_errored=True)
     else:
+        listed = listed_settings(config, space)
         tuner = ray.tune.Tuner(
             trainable,
-            param_space=_grid(space, config) if config.searcher == "grid" else {},
-            tune_config=_tune_config(config, space, at_a_time),
+            param_space=_listed_space(config, listed) if listed else {},
+            tune_config=ray.tune.TuneConfig(
+                search_alg=None if listed else make_searcher(config, space),
+                scheduler=make_scheduler(config, space),
+                num_samples=1 if listed else config.trials * config.seeds,
+                max_concurrent_trials=None if listed else at_a_time,  # a searcher proposes no more; listed ones are all there to compare
+                time_budget_s=config.seconds(),
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
             run_config=ray.tune.RunConfig(
                 name=TUNE_FOLDER,
                 storage_path=str(output),
                 failure_config=ray.tune.FailureConfig(max_failures=1),
-                callbacks=[_Progress(config)],
+                checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=3),
+                callbacks=[_Progress(config, (len(listed) if listed else config.trials) * config.seeds)],
                 verbose=0,
             ),
         )
     tuner.fit()
 
 
-def _grid(space: Space, config: TuneConfig) -> dict[str, Any]:
-    size = space.grid_size(config.grid_points)
-    if size > config.trials:
-        raise UsageError(f"The grid has {size:,} combinations, more than --trials {config.trials}: shorten the space, or raise --trials.")
-    return {"settings_json": ray.tune.grid_search([json.dumps(settings) for settings in space.grid(config.grid_points)])}
-
-
-def _tune_config(config: TuneConfig, space: Space, at_a_time: int) -> ray.tune.TuneConfig:
-    mode = "min" if config.objective in LESS_IS_BETTER else "max"
-    return ray.tune.TuneConfig(
-        metric=config.objective,
-        mode=mode,
-        search_alg=None if config.searcher == "grid" else _searcher(config, space, mode),
-        scheduler=_scheduler(config),
-        num_samples=1 if config.searcher == "grid" else config.trials,
-        max_concurrent_trials=at_a_time,
-        time_budget_s=config.seconds(),
-        trial_dirname_creator=lambda trial: trial.trial_id,
-    )
-
-
-def _searcher(config: TuneConfig, space: Space, mode: str) -> Any:
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-
-    return OptunaSearch(_Proposer(space), metric=config.objective, mode=mode, sampler=samplers[config.searcher](seed=config.search_seed))
-
-
-@dataclass(frozen=True)
-class _Proposer:
-    """What Optuna asks for a configuration; Tune pickles it with the state of the search."""
-
-    space: Space
-
-    def __call__(self, trial: Any) -> dict[str, Any]:
-        return {"settings_json": json.dumps(self.space.suggest(trial))}
-
-
-def _scheduler(config: TuneConfig) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, HyperBandScheduler
-
-    # One more than a trial has: who gets through all its epochs ends by itself, and Ray Train tidies up behind it.
-    if config.scheduler == "asha":
-        return ASHAScheduler(time_attr="epoch", max_t=config.epochs + 1, grace_period=min(2, config.epochs), reduction_factor=3)
-    if config.scheduler == "hyperband":
-        return HyperBandScheduler(time_attr="epoch", max_t=config.epochs + 1)
-    return FIFOScheduler()
+def _listed_space(config: TuneConfig, listed: list[Settings]) -> dict[str, Any]:
+    texts = ray.tune.grid_search([json.dumps(settings) for settings in listed])
+    return {SETTINGS: texts, SEED_INDEX: ray.tune.grid_search(list(range(config.seeds)))}
 
 
 def run_trial(proposed: dict[str, Any], config: TuneConfig, space_text: tuple[str, str], output: str) -> None:
     """One trial, from its last checkpoint where it was begun before: its folder is named after it."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    space, settings = parse_space(space_text[1], space_text[0]), json.loads(proposed["settings_json"])
+    space, settings = parse_space(space_text[1], space_text[0]), parse_proposed(proposed)
     folder = Path(output) / TRIALS_FOLDER / ray.tune.get_context().get_trial_id()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS_FILE).write_text(json.dumps(settings), encoding="utf-8")
-    trainer = make_trainer(trial_config(config, space, settings, folder), str(folder), (TuneReportCallback(),), config.gpus_per_worker)
-    run_trainer(trainer, str(folder))
+    training = trial_config(config, space, settings, folder)
+    if config.scheduler == "pbt":
+        _run_generations(config, training, folder)
+        return
+    cost = {COST: multiply_adds(build(training.recipe.model, CLASSES, NO_WEIGHTS))} if config.low_cost else {}
+    run_trainer(make_trainer(training, str(folder), (_report_with(cost),), config.gpus_per_worker), str(folder))
+
+
+def _report_with(more: dict[str, Any]) -> Any:
+    """What tells Tune of every epoch, with further figures of the trial."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    class Report(TuneReportCallback):  # type: ignore[misc]  # Ray has no types
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            super().after_report(run_context, [{**metrics[0], **more}], checkpoint)
+
+    return Report()
+
+
+def _run_generations(config: TuneConfig, training: TrainConfig, folder: Path) -> None:
+    """Population based training: between two comparisons lies a training, from the trial's own checkpoint or a better trial's."""
+    begun = ray.tune.get_checkpoint()
+    start = begun.path if begun else ""
+    epoch = len(read_epochs(Path(start) / BEST)) if start else 0
+    while epoch < config.epochs:
+        begin, epoch = epoch, min(epoch + config.pbt_interval, config.epochs)
+        origin = hashlib.sha256(f"{training.recipe}{start}".encode()).hexdigest()[:8]
+        storage = str(folder / f"epoch_{begin:04d}_{origin}")
+        start = str(run_trainer(make_trainer(training, storage, (), config.gpus_per_worker, start, epoch), storage))
+        # There is nothing to compare after the last epoch: a trial that took over another's weights then would never use them.
+        comparable = epoch if epoch < config.epochs else begin
+        row = dataclasses.asdict(read_epochs(Path(start) / BEST)[-1])
+        ray.tune.report({**row, COMPARABLE: comparable}, checkpoint=ray.tune.Checkpoint.from_directory(start))
 
 
 class _Progress(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
     """Prints a line for every epoch of a trial with the best so far, and ends a search whose trials all fail alike."""
 
-    def __init__(self, config: TuneConfig) -> None:
-        self.config, self.started = config, time.monotonic()
-        self.failures: Counter[str] = Counter()
+    def __init__(self, config: TuneConfig, expected: int) -> None:
+        self.config, self.expected = config, expected
+        self.began: tuple[float, int] | None = None  # when this process saw its first result, and how many trials had ended by then
+        self.alike: tuple[str, int] = ("", 0)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         objective = self.config.objective
-        sign = -1 if objective in LESS_IS_BETTER else 1
         latest = {**{t.trial_id: t.last_result for t in trials}, trial.trial_id: result}
-        reported = [(sign * figures[objective], name) for name, figures in latest.items() if figures.get(objective) is not None]
+        reported = [(gain(objective, figures[objective]), name) for name, figures in latest.items() if figures.get(objective) is not None]
         value, leader = max(reported, default=(float("nan"), trial.trial_id))
         ended = sum(t.is_finished() for t in trials)
         print(
-            f"trial {trial.trial_id} epoch {result.get('epoch')}: {objective} {result.get(objective, float('nan')):.4f}; "
-            f"best {leader} {sign * value:.4f}; {ended} of {self.config.trials} ended{self._left(ended)}",
+            f"trial {trial.trial_id} epoch {result.get(EPOCH)}: {objective} {result.get(objective, float('nan')):.4f}; "
+            f"best {leader} {gain(objective, value):.4f}; {ended} of {self.expected} ended{self._left(ended)}",
             flush=True,
         )
 
     def _left(self, ended: int) -> str:
-        if not ended:
+        if self.began is None:
+            self.began = (time.monotonic(), ended)
+        started, before = self.began
+        if ended == before:
             return ""
-        minutes = (time.monotonic() - self.started) / 60 / ended * (self.config.trials - ended)
+        minutes = (time.monotonic() - started) / 60 / (ended - before) * (self.expected - ended)
         return f", about {minutes:.0f} min left"
 
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.alike = ("", 0)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = _reason(trial.get_error())
+        reason = reason_of(trial.get_error(), trial.trial_id)
         print(f"trial {trial.trial_id} failed: {printable(reason)}", flush=True)
-        self.failures[reason] += 1
-        if self.failures[reason] >= EQUAL_FAILURES and not any(t.last_result.get(self.config.objective) for t in trials):
-            raise TrainingError(f"{EQUAL_FAILURES} trials failed in the same way ({printable(reason)}): the search was stopped.")
-
-
-def _reason(error: BaseException | None) -> str:
-    lines = [line for line in str(error or "").strip().splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else type(error).__name__
-
-
-def collect(output: Path, epochs: int) -> list[Trial]:
-    """What the trials' folders hold: settings, epochs from the last checkpoints, and how each ended.
-
-    A trial without an error and with fewer epochs than it might have had was stopped by the scheduler.
-    """
-    endings = _endings(output)
-    folders = sorted(folder for folder in (output / TRIALS_FOLDER).iterdir() if (folder / SETTINGS_FILE).is_file())
-    trials = [_trial(folder, *endings.get(folder.name, (STOPPED, None))) for folder in folders]
-    return [replace(trial, status=STOPPED) if trial.status == COMPLETED and len(trial.epochs) < epochs else trial for trial in trials]
-
-
-def _endings(output: Path) -> dict[str, tuple[str, str | None]]:
-    grid = ray.tune.Tuner.restore(str(output / TUNE_FOLDER), run_trial).get_results()
-    endings: dict[str, tuple[str, str | None]] = {}
-    for result in grid:
-        trial_id = Path(result.path).name
-        endings[trial_id] = (FAILED, _reason(result.error)) if result.error else (COMPLETED, None)
-    return endings
-
-
-def _trial(folder: Path, status: str, error: str | None) -> Trial:
-    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    best, epochs = best_bundle(folder), []
-    if best is not None:
-        import pyarrow.parquet as pq
-
-        names = {field.name for field in fields(TrialEpoch)}
-        rows = pq.read_table(best / bundle.HISTORY_FILE).to_pylist()
-        epochs = [TrialEpoch(**{name: value for name, value in row.items() if name in names}) for row in rows]
-    return Trial(folder.name, status, settings, tuple(epochs), error, settings.get("seed", OptimizationConfig().seed))
-
-
-def best_bundle(folder: Path) -> Path | None:
-    """The bundle of the trial's best epoch, in its last checkpoint."""
-    checkpoints = sorted((folder / TRAIN_FOLDER).glob(f"checkpoint_*/{BEST}/{bundle.METADATA_FILE}"))
-    return checkpoints[-1].parent if checkpoints else None
+        self.alike = (reason, self.alike[1] + 1 if self.alike[0] == reason else 1)
+        if self.alike[1] >= EQUAL_FAILURES:
+            raise TrainingError(f"{EQUAL_FAILURES} trials in a row failed in the same way ({printable(reason)}): the search was stopped.")
 
 
 def _leave_results(config: TuneConfig, space: Space, output: Path, trials: list[Trial], board: list[Standing], seconds: float) -> None:
@@ -304,18 +267,47 @@ def _leave_results(config: TuneConfig, space: Space, output: Path, trials: list[
     write_trials(storage, str(output), [row for trial in trials for row in trial.rows()])
     (output / BEST_FILE).write_text(to_yaml(best.settings), encoding="utf-8")
     shutil.rmtree(output / BEST_MODEL, ignore_errors=True)
-    shutil.copytree(best_bundle(output / TRIALS_FOLDER / best.trial_id) or output, output / BEST_MODEL)
+    shutil.copytree(_bundle_of(output, best), output / BEST_MODEL)
     facts = {"searcher": config.searcher, "scheduler": config.scheduler, "data set": config.data.dataset, "space": config.space}
     summary = SearchSummary(Path(config.output).name, config.objective, best=best.trial_id, seconds=seconds, facts=facts)
-    write_report(storage, str(output), summary, trials, {trial.trial_id: _cost(space, trial) for trial in trials})
-    if config.ensemble:
-        members = tuple(str(best_bundle(output / TRIALS_FOLDER / standing.trial.trial_id)) for standing in board[: config.ensemble])
+    costs = _measure_costs(space, board)
+    write_report(storage, str(output), summary, trials, costs)
+    if config.low_cost:
+        _leave_front(output, board, costs)
+    if config.ensemble and not (output / ENSEMBLE).exists():
+        members = tuple(str(_bundle_of(output, standing.trial)) for standing in board[: config.ensemble])
         combine(EnsembleConfig(members, str(output / ENSEMBLE), data=config.data))
-    if config.train_best:
+    if config.train_best and not (output / FINAL_MODEL).exists():
         full = trial_config(replace(config, epochs=config.train_best), space, best.settings, output)
-        train(replace(full, output=str(output / FINAL_MODEL), resume=(output / f"{FINAL_MODEL}.training").exists()))
+        begun = (output / f"{FINAL_MODEL}.training").exists()
+        train(replace(full, output=str(output / FINAL_MODEL), cpus_per_worker=None, resume=begun))
 
 
-def _cost(space: Space, trial: Trial) -> Cost:
-    model = space.recipe(trial.settings).model
-    return measure_cost(build(model, 7, NO_WEIGHTS))
+def _measure_costs(space: Space, board: list[Standing]) -> dict[str, Cost]:
+    """What the networks of the leaderboard cost, one after the other on one machine of the cluster."""
+    models = {standing.trial.trial_id: space.recipe(standing.trial.settings).model for standing in board}
+
+    def measure() -> dict[str, Cost]:
+        return {name: measure_cost(build(model, CLASSES, NO_WEIGHTS)) for name, model in models.items()}
+
+    costs: dict[str, Cost] = ray.get(ray.remote(num_cpus=1)(measure).remote())
+    return costs
+
+
+def _leave_front(output: Path, board: list[Standing], costs: dict[str, Cost]) -> None:
+    """The settings of every trial that none beats in both, the cheapest first."""
+    folder = output / FRONT_FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    places = [(costs[standing.trial.trial_id].multiply_adds, gain(standing.objective, standing.value)) for standing in board]
+    for number, index in enumerate(pareto_front(places), start=1):
+        standing = board[index]
+        about = f"# {standing.objective} {standing.value:.4f} at {places[index][0]:,} multiply-adds: trial {standing.trial.trial_id}\n"
+        (folder / f"{number:02d}.yaml").write_text(about + to_yaml(standing.trial.settings), encoding="utf-8")
+
+
+def _bundle_of(output: Path, trial: Trial) -> Path:
+    found = best_bundle(output / TRIALS_FOLDER / trial.trial_id)
+    if found is None:
+        raise TrainingError(f"The checkpoints of trial {trial.trial_id} are gone from {output / TRIALS_FOLDER}.")
+    return found

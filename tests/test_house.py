@@ -23,11 +23,12 @@ LEVELS = [
     {"pipeline", "publish", "dataset"},
     {"report", "augmentation", "inspection", "scoring", "export", "ensemble"},
     {"fitting", "evaluation_page"},
-    {"synchrony"},
+    {"synchrony", "searching"},
     {"labeling", "training", "evaluation"},
+    {"trial_folders"},
     {"tuning"},
 ]
-RAY_ALLOWED = {"cluster", "pipeline", "publish", "synchrony", "training", "tuning"}
+RAY_ALLOWED = {"cluster", "pipeline", "publish", "synchrony", "training", "searching", "trial_folders", "tuning"}
 KERAS_ALLOWED = {"models", "bundle", "fitting", "synchrony", "training", "labeler", "gradcam", "conversion", "cost", "export"}
 
 
