@@ -35,7 +35,8 @@ from fer_ray.trials import FAILED, Standing, Trial, gain, leaderboard, pareto_fr
 
 REQUEST_FILE, SPACE_FILE, BEST_FILE = "search.json", "space.yaml", "best.yaml"
 BEST_MODEL, FINAL_MODEL, ENSEMBLE, FRONT_FOLDER = "best_model", "trained_model", "ensemble", "front"
-HEAD, HEAD_PARTS = "node:__internal_head__", 10_000  # Ray counts resources in such parts
+HEAD, HEAD_SHARE = "node:__internal_head__", 0.5  # Ray Train's own helpers need a little of it too
+RESOURCE_PARTS = 10_000  # the finest share that Ray counts
 EQUAL_FAILURES, SNAPSHOT_SECONDS, CLASSES = 4, "3", 7
 
 
@@ -145,8 +146,8 @@ def _run(config: TuneConfig, space: Space, output: Path, at_a_time: int) -> None
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)  # what a kill forgets: trials younger than that
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, config=config, space_text=(space.file, space.text), output=str(output)),
-        # It only waits: a CPU would be taken from its own workers. The head's own resource, of which there is one, is shared out instead.
-        {"cpu": 0, HEAD: math.floor(HEAD_PARTS / at_a_time) / HEAD_PARTS},
+        # It only waits: a CPU would be taken from its own workers. The head's own resource, of which there is one, is shared out.
+        {"cpu": 0, HEAD: math.floor(HEAD_SHARE / at_a_time * RESOURCE_PARTS) / RESOURCE_PARTS},
     )
     place = output / TUNE_FOLDER
     if ray.tune.Tuner.can_restore(str(place)):
