@@ -247,14 +247,31 @@ def make_optimizer(settings: OptimizationConfig) -> keras.optimizers.Optimizer:
     average = {"use_ema": True, "ema_momentum": settings.weight_average} if settings.weight_average else {}
     shared: dict[str, Any] = {"learning_rate": settings.learning_rate, "clipnorm": 1.0, **average}
     if settings.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True, weight_decay=settings.weight_decay or None, **shared)
-    elif settings.optimizer == "adam":
-        return keras.optimizers.Adam(**shared)
-    else:
-        optimizer = keras.optimizers.AdamW(weight_decay=settings.weight_decay, **shared)
-    if settings.weight_decay:
+        shared |= {"momentum": 0.9, "nesterov": True, "weight_decay": settings.weight_decay or None}
+    elif settings.optimizer == "adamw":
+        shared |= {"weight_decay": settings.weight_decay}
+    kind = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[settings.optimizer]
+    optimizer: keras.optimizers.Optimizer = type(kind.__name__, (_GrowingAverage, kind), {})(**shared)
+    if settings.weight_decay and settings.optimizer != "adam":
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+class _GrowingAverage:
+    """A moving average of the weights that is one of few steps at first; the first steps would weigh on it for epochs otherwise."""
+
+    iterations: keras.Variable
+
+    @property
+    def ema_momentum(self) -> Any:
+        from keras import ops
+
+        steps = ops.cast(self.iterations, "float32")
+        return ops.minimum(self._most, (1 + steps) / (10 + steps))
+
+    @ema_momentum.setter
+    def ema_momentum(self, most: float) -> None:
+        self._most = most
 
 
 class LearningRate:

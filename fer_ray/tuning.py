@@ -35,8 +35,7 @@ from fer_ray.trials import FAILED, Standing, Trial, gain, leaderboard, pareto_fr
 
 REQUEST_FILE, SPACE_FILE, BEST_FILE = "search.json", "space.yaml", "best.yaml"
 BEST_MODEL, FINAL_MODEL, ENSEMBLE, FRONT_FOLDER = "best_model", "trained_model", "ensemble", "front"
-HEAD, HEAD_SHARE = "node:__internal_head__", 0.5  # Ray Train's own helpers need a little of it too
-RESOURCE_PARTS = 10_000  # the finest share that Ray counts
+HEAD, LEAST_SHARE, MOST_AT_A_TIME = "node:__internal_head__", 0.001, 20
 EQUAL_FAILURES, SNAPSHOT_SECONDS, CLASSES = 4, "3", 7
 
 
@@ -146,8 +145,7 @@ def _run(config: TuneConfig, space: Space, output: Path, at_a_time: int) -> None
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)  # what a kill forgets: trials younger than that
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, config=config, space_text=(space.file, space.text), output=str(output)),
-        # It only waits: a CPU would be taken from its own workers. The head's own resource, of which there is one, is shared out.
-        {"cpu": 0, HEAD: math.floor(HEAD_SHARE / at_a_time * RESOURCE_PARTS) / RESOURCE_PARTS},
+        {"cpu": 0, HEAD: _head_share(config, at_a_time)},  # it only waits: a CPU would be taken from its own workers
     )
     place = output / TUNE_FOLDER
     if ray.tune.Tuner.can_restore(str(place)):
@@ -161,7 +159,7 @@ def _run(config: TuneConfig, space: Space, output: Path, at_a_time: int) -> None
                 search_alg=None if listed else make_searcher(config, space),
                 scheduler=make_scheduler(config, space),
                 num_samples=1 if listed else config.trials * config.seeds,
-                max_concurrent_trials=None if listed else at_a_time,  # a searcher proposes no more; listed ones are all there to compare
+                max_concurrent_trials=None if config.scheduler == "pbt" else at_a_time,
                 time_budget_s=config.seconds(),
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -175,6 +173,17 @@ def _run(config: TuneConfig, space: Space, output: Path, at_a_time: int) -> None
             ),
         )
     tuner.fit()
+
+
+def _head_share(config: TuneConfig, at_a_time: int) -> float:
+    """What a trial takes of the head's own resource, of which there is one.
+
+    A population is compared as a whole, so all of it is there from the beginning; this share says how many run at a time, and
+    leaves a little to the helpers of Ray Train, which need some of it too.
+    """
+    if config.scheduler != "pbt":
+        return LEAST_SHARE
+    return math.floor(1 / (min(at_a_time, MOST_AT_A_TIME) + 0.5) / LEAST_SHARE) * LEAST_SHARE
 
 
 def _listed_space(config: TuneConfig, listed: list[Settings]) -> dict[str, Any]:

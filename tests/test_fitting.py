@@ -41,6 +41,11 @@ def test_each_optimizer_learns_to_tell_drawn_faces_apart(data: Dataset, settings
     assert epochs[-1].train_loss < epochs[0].train_loss
 
 
+def test_the_weight_average_keeps_up_with_a_training_of_few_steps(data: Dataset) -> None:
+    epochs = train_epochs(data, recipe(epochs=8, learning_rate=4e-3, weight_average=0.999))
+    assert max(epoch.figures["accuracy"] for epoch in epochs) > 0.9
+
+
 def test_training_stops_early_and_lowers_the_learning_rate_when_nothing_is_gained(data: Dataset) -> None:
     # So small a learning rate gains nothing, so the first epoch stays the best one.
     settings = recipe(epochs=30, learning_rate=1e-12, warmup_epochs=0, patience=3, schedule="plateau", plateau_patience=2)
