@@ -84,7 +84,7 @@ class NoLabeler:
     """Answers at once and reads nothing: nine images of ten have one of a few faces; it claims to be the model of the package."""
 
     def __init__(self, run: Run) -> None:
-        self.model_version = run.model_version
+        self.model_version, self.stage_seconds = run.model_version, dict[str, float]()
         self.faces = [draw_face(random.Random(seed)) for seed in range(FACES)]
 
     def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]:

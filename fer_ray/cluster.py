@@ -9,6 +9,9 @@ import socket
 
 import ray
 
+from fer_ray.errors import FerRayError
+from fer_ray.printing import printable
+
 _ADDRESS, _PORT = "RAY_ADDRESS", "RAY_GCS_SERVER_PORT"
 
 
@@ -22,10 +25,16 @@ def connect(dashboard: bool = False) -> None:
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a thread that outlives the job must not start Ray again
     on_terminate = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": dashboard}
-    if dashboard and not os.environ.get(_ADDRESS):
-        _start_with_known_address(quiet)
-    else:
-        ray.init(**quiet)
+    try:
+        if dashboard and not os.environ.get(_ADDRESS):
+            _start_with_known_address(quiet)
+        else:
+            ray.init(**quiet)
+    except Exception as error:  # Ray raises many kinds, bare ones too
+        where = os.environ.get(_ADDRESS)
+        what = f"The Ray cluster at {where} cannot be joined" if where else "Ray could not be started on this machine"
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise FerRayError(f"{what} ({printable(reason)}): see the logs in /tmp/ray/session_latest/logs, and try again.") from error
     signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which prints a stack
 
 

@@ -100,6 +100,7 @@ class LabelConfig:
     dry_run: bool = option(False, "say what would be labeled and how long it would take, and write nothing")
     picture: int = option(0, "draw the faces of the first N images with any into reports/<run id>/faces.jpg")
     max_error_share: float = option(0.5, "exit with code 3 when more than this share of the images failed")
+    alarm_command: str = option("", "run this command then, without a shell; the summary comes as JSON on its standard input")
     batch_size: int = option(64, "images whose faces go through the model together")
     keep_days: float = option(7.0, "remove unfinished work that nobody touched for so many days")
     workers: int | None = option(None, "labeling processes, one CPU each (default: one for each CPU of the cluster)")
@@ -126,8 +127,8 @@ class LabelConfig:
         return datetime.date.fromisoformat(self.run_date) if self.run_date else datetime.datetime.now(datetime.UTC).date()
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values, as the run records them."""
-        return dataclasses.asdict(self)
+        """Nested plain values, as the run records them; the alarm's command, which may hold a secret, is left out."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "alarm_command"}
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,9 @@ class TrainConfig:
             | {"ferplus": bool(self.data.ferplus)},
             **dataclasses.asdict(self.recipe),
         }
+
+
+_NOT_OF_THE_SEARCH = ("output", "resume", "max_concurrent", "time_budget", "train_best", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,7 @@ class TuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values: what must be the same for a search to be gone on with."""
         values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in ("output", "resume", "max_concurrent", "time_budget")}
+        return {name: value for name, value in values.items() if name not in _NOT_OF_THE_SEARCH}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -91,6 +94,7 @@ class Labeler:
         self.config = config or LabelingConfig()
         self._bundle = bundle.load(bundle.resolve(model or ""), self.config.flip)
         self._detector = FaceDetector(self.config.detector_side, self.config.min_face_score, threads)
+        self.stage_seconds: defaultdict[str, float] = defaultdict(float)  # spent so far on decoding, detecting, classifying
         self.model_version = self._bundle.model_version
         self.classes = self._bundle.classes
 
@@ -102,7 +106,8 @@ class Labeler:
         """
         prepared = [self._prepare(image) for image in images]
         crops = [crop for one in prepared for crop in one.crops]
-        probabilities = iter(self._bundle.probabilities(np.stack(crops)) if crops else ())
+        with self._timed("classify"):
+            probabilities = iter(self._bundle.probabilities(np.stack(crops)) if crops else ())
         return [self._finish(one, [next(probabilities) for _ in one.crops]) for one in prepared]
 
     def _prepare(self, image: str | Path | bytes | UInt8Array | ImageError) -> _Prepared:
@@ -113,7 +118,9 @@ class Labeler:
             if isinstance(image, np.ndarray):
                 return self._find_faces(_decoded_from_array(image), None)
             content = image if isinstance(image, bytes) else read_image_named(Storage(), str(image), self.config.max_file_megabytes)
-            return self._find_faces(decode(content, self.config.max_megapixels, self.config.detector_side * 3 // 2), content)
+            with self._timed("decode"):
+                decoded = decode(content, self.config.max_megapixels, self.config.detector_side * 3 // 2)
+            return self._find_faces(decoded, content)
         except ImageError as error:
             return _Prepared(_described(content, Status(error.status), str(error)))
         except Exception as error:  # noqa: BLE001 - the boundary of one image: whatever it sets off becomes its row, not the end of the run
@@ -121,13 +128,22 @@ class Labeler:
             return _Prepared(_described(content, Status.UNDECODABLE, f"The image could not be processed ({reason})."))
 
     def _find_faces(self, decoded: DecodedImage, content: bytes | None) -> _Prepared:
-        found, doubtful = self._detector.detect(decoded.pixels)
+        with self._timed("detect"):
+            found, doubtful = self._detector.detect(decoded.pixels)
         faces = [face for face in found if max(face.bbox[2:]) * decoded.scale >= self.config.min_face_size]
         left_out = doubtful + len(found) - len(faces)
         status = Status.OK if faces else Status.NO_FACE
         image = _described(content, status, None, width=decoded.width, height=decoded.height, left_out_count=left_out)
         crops = [crop_face(decoded.pixels, face, self._bundle.image_size, self._bundle.crop, self._bundle.color) for face in faces]
         return _Prepared(image, decoded.scale, faces, crops)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_seconds[stage] += time.perf_counter() - started
 
     def _finish(self, prepared: _Prepared, probabilities: list[npt.NDArray[np.float64]]) -> LabeledImage:
         image = prepared.image

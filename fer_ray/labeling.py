@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -29,12 +30,13 @@ from fer_ray.listing import check_inputs, list_images
 from fer_ray.manifest import Plan, Run, name_run, read_parts, read_plan, read_run, remove_work, unfinished, write_plan
 from fer_ray.printing import printable
 from fer_ray.publish import clean_up, commit
+from fer_ray.run_log import RunLog
 from fer_ray.schema import SCHEMA_VERSION, ImageEntry, Status
 from fer_ray.storage import Storage, absolute, join
 
 FAILURES = (Status.UNREADABLE, Status.UNDECODABLE, Status.TOO_LARGE)
 DRY_RUN_SAMPLE = 24
-START_UP_SECONDS = 15.0
+START_UP_SECONDS, ALARM_SECONDS = 15.0, 60.0
 
 
 def label(config: LabelConfig) -> tuple[dict[str, Any], int]:
@@ -53,8 +55,23 @@ def label(config: LabelConfig) -> tuple[dict[str, Any], int]:
         row = read_run(run)
     else:
         row = _execute(run)
-    failed_share = row["images_failed"] / max(1, row["images_total"])
-    return report.summary(run, row), EXIT_TOO_MANY_FAILED if failed_share > config.max_error_share else EXIT_DONE
+    summary, failed_share = report.summary(run, row), row["images_failed"] / max(1, row["images_total"])
+    if failed_share <= config.max_error_share:
+        return summary, EXIT_DONE
+    if config.alarm_command:
+        _raise_alarm(config.alarm_command, summary)
+    return summary, EXIT_TOO_MANY_FAILED
+
+
+def _raise_alarm(command: str, summary: dict[str, Any]) -> None:
+    """Run the operator's command; what it may hold is not printed."""
+    try:
+        done = subprocess.run(shlex.split(command), input=json.dumps(summary).encode(), timeout=ALARM_SECONDS, check=False)
+        trouble = f"ended with {done.returncode}" if done.returncode else ""
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        trouble = f"could not be run ({type(error).__name__})"
+    if trouble:
+        print(f"warning: the alarm_command {trouble}.", file=sys.stderr, flush=True)
 
 
 def _identify(config: LabelConfig) -> Run:
@@ -98,19 +115,23 @@ def _due(run: Run, counts: Counts) -> Iterator[pa.Table]:
 
 
 def _execute(run: Run) -> dict[str, Any]:
+    log = RunLog(run.storage, run.output, run.run_id)
     try:
         plan = read_plan(run)
         if plan is None:
             counts = Counts()
             plan = write_plan(run, _due(run, counts), counts, datetime.datetime.now(datetime.UTC))
         print(f"run {run.run_id}: {plan.images:,} images to label, {plan.skipped:,} known, {printable(run.input_uri)}", flush=True)
-        row = _label_and_publish(run, plan)
+        log.say("planned", run_id=run.run_id, images=plan.images, skipped=plan.skipped, input=run.input_uri, model=run.model_version)
+        row = _label_and_publish(run, plan, log)
+        log.say("published", **report.summary(run, row))
     except _stops() as error:
         if isinstance(error, UsageError):
             raise
         if run.is_published():
             print(f"The run {run.run_id} was published by another process meanwhile.", flush=True)
             return read_run(run)
+        log.say("stopped", reason=_cause(error))
         raise FerRayError(f"The run {run.run_id} stopped ({_cause(error)}): start the same command again, and it goes on.") from error
     _tidy(run)
     if row["images_total"] and (run.config.picture or not run.config.input):
@@ -127,7 +148,7 @@ def _tidy(run: Run) -> None:
         print(f"warning: old work could not be removed: {_cause(error)}", file=sys.stderr, flush=True)
 
 
-def _label_and_publish(run: Run, plan: Plan) -> dict[str, Any]:
+def _label_and_publish(run: Run, plan: Plan, log: RunLog) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     labeled, seconds = 0, 0.0
     if plan.images:
@@ -142,7 +163,7 @@ def _label_and_publish(run: Run, plan: Plan) -> dict[str, Any]:
         connect()
         started = time.monotonic()
         if parts:
-            label_to_staging(run, plan, parts, report.Progress())
+            label_to_staging(run, plan, parts, report.Progress(log))
         seconds = time.monotonic() - started
         counts = publish_tables(run, plan)
     row = _run_row(run, plan, counts, labeled / seconds if labeled else 0.0)

@@ -9,8 +9,9 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ from fer_ray.manifest import Part, Plan, Run, open_manifest, staged_file
 from fer_ray.quarantine import survivors
 from fer_ray.schema import ImageEntry, Status
 from fer_ray.staging import staging_table
+from fer_ray.telemetry import LabelingMetrics
 
 PROGRESS_SECONDS = 5.0
 MOST_BLOCKS = 4000
@@ -42,6 +44,9 @@ class LabelsImages(Protocol):
     """What turns fetched images into labeled ones; `benchmarks/scale.py` puts one in that does nothing."""
 
     model_version: str
+
+    @property
+    def stage_seconds(self) -> Mapping[str, float]: ...  # spent so far, by stage
 
     def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]: ...
 
@@ -133,6 +138,7 @@ class LabelPart:
             self.labeler = make_labeler(run)
             if self.labeler.model_version != run.model_version:
                 raise StorageError(f"The model {run.model} changed since the run was planned: start a new run.")
+        self.metrics = LabelingMetrics()
         self.provenance = {
             "model_version": run.model_version,
             "detector_version": run.config.labeling.detector_version,
@@ -179,6 +185,7 @@ class LabelPart:
             images = self.labeler.label_entries(batch, suspicious)
             faulthandler.cancel_dump_traceback_later()
             self.progress.add.remote(_counts(images))
+            self.metrics.add(images, self.labeler.stage_seconds)
             yield from images
 
 
@@ -189,12 +196,22 @@ class FetchingLabeler:
         self.config = run.config.labeling
         with bundle.local_copy(run.storage, run.model) as folder:
             self.labeler = Labeler(folder, self.config, threads=1)
-        self.model_version = self.labeler.model_version
+        self.model_version, self.stage_seconds = self.labeler.model_version, self.labeler.stage_seconds
         self.fetcher = Fetcher(run.storage, self.config.max_file_megabytes)
 
     def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]:
-        fetched = self.fetcher.fetch(entries)
+        fetched = self._timed(self.fetcher.fetch(entries))
         return self.labeler.label(self._harmless(fetched) if suspicious else fetched)
+
+    def _timed(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
+        """Adds up the time that labeling waits for images."""
+        while True:
+            started = time.perf_counter()
+            image = next(fetched, None)
+            self.stage_seconds["fetch"] += time.perf_counter() - started
+            if image is None:
+                return
+            yield image
 
     def _harmless(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
         kept, tried = itertools.tee(fetched)

@@ -18,17 +18,22 @@ from fer_ray.listing import read_image_named
 from fer_ray.manifest import Run
 from fer_ray.printing import printable
 from fer_ray.publish import table_file
+from fer_ray.run_log import RunLog
 from fer_ray.storage import join
 
 UInt8Array = npt.NDArray[np.uint8]
-TILE = 480
+TILE, MINUTE = 480, 60.0
 SUMMARY_KEYS = ("images_total", "images_ok", "images_no_face", "images_failed", "images_skipped", "faces_total")
 
 
 class Progress:
-    """Prints a line with the images done so far, the rate and the time left."""
+    """Prints a line with the images done so far, the rate and the time left: every time on a terminal, else once a minute.
 
-    def __init__(self) -> None:
+    Once a minute the same goes into the log of the run.
+    """
+
+    def __init__(self, log: RunLog) -> None:
+        self.log, self.logged = log, 0.0
         self.started: float | None = None
         self.already = 0
 
@@ -41,7 +46,12 @@ class Progress:
         rate = (done - self.already) / max(now - self.started, 1e-9)
         left = f", {rate:.1f} images/s, about {(images - done) / rate:.0f} s left" if done > self.already else ""
         line = f"{done:,}/{images:,} images ({done / images:.0%}), {counts['faces']:,} faces, {counts['failed']:,} failed{left}"
-        print(line, file=sys.stderr, flush=True)
+        due = done == images or not self.logged or now - self.logged >= MINUTE
+        if due or sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
+        if due:
+            self.logged = now
+            self.log.say("progress", images=images, done=done, faces=counts["faces"], failed=counts["failed"], images_per_second=rate)
 
 
 def summary(run: Run, row: dict[str, Any]) -> dict[str, Any]:

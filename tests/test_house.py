@@ -9,17 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = [
-    {"errors", "cluster", "printing", "metrics", "drawing", "parameters"},
-    {"options", "schema", "calibration", "page"},
+    {"errors", "printing", "metrics", "drawing", "parameters"},
+    {"cluster", "options", "schema", "calibration", "page"},
     {"recipe"},
     {"config"},
     {"command", "models", "folders", "signed_get"},
     {"s3", "gradcam", "space_file"},
     {"storage", "space"},
     {"decoder", "detector", "bundle", "demo", "fetch", "views", "archives", "uri_lists", "pixel_csv", "trials"},
-    {"listing", "layouts", "history", "conversion", "cost", "importance"},
+    {"listing", "layouts", "history", "conversion", "cost", "importance", "run_log"},
     {"due", "quarantine", "labeler", "documentation", "duplicates", "faces", "votes", "figures", "search_figures"},
-    {"manifest", "staging", "labels", "search_page"},
+    {"manifest", "staging", "telemetry", "labels", "search_page"},
     {"pipeline", "publish", "dataset"},
     {"report", "augmentation", "inspection", "scoring", "export", "ensemble"},
     {"fitting", "evaluation_page"},
@@ -28,7 +28,7 @@ LEVELS = [
     {"trial_folders"},
     {"tuning"},
 ]
-RAY_ALLOWED = {"cluster", "pipeline", "publish", "synchrony", "training", "searching", "trial_folders", "tuning"}
+RAY_ALLOWED = {"cluster", "pipeline", "telemetry", "publish", "synchrony", "training", "searching", "trial_folders", "tuning"}
 KERAS_ALLOWED = {"models", "bundle", "fitting", "synchrony", "training", "labeler", "gradcam", "conversion", "cost", "export"}
 
 

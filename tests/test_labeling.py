@@ -150,8 +150,13 @@ def test_a_second_model_a_limit_and_too_many_failures(archive: Path, tmp_path: P
     failing = tmp_path / "failing"
     failing.mkdir()
     (failing / "x.jpg").write_text("x")
-    summary, exit_code = label(LabelConfig((str(failing),), str(tmp_path / "out")))
+    alarm = tmp_path / "alarm.json"
+    summary, exit_code = label(LabelConfig((str(failing),), str(tmp_path / "out"), alarm_command=f"tee '{alarm}'"))
     assert (summary["images_failed"], exit_code) == (1, 3)
+    assert json.loads(alarm.read_text()) == summary
+    events = [json.loads(line) for line in (tmp_path / "out" / "reports" / str(summary["run_id"]) / "log.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events if event["event"] != "progress"] == ["planned", "published"]
+    assert events[-1]["images_failed"] == 1
     assert query(tmp_path / "out", "SELECT count(*) FROM {runs}") == [(3,)]
     assert (tmp_path / "out" / "_staging" / "other-run").exists()
 
