@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import os
 import shutil
@@ -286,7 +287,7 @@ class _Record:
     def report(self, epoch: Epoch) -> None:
         import ray.train
 
-        self.history.append(epoch.row())
+        self.history.append({**epoch.row(), "finished_at": datetime.datetime.now(datetime.UTC)})
         if self.storage is None or self.writer is None:
             ray.train.report(epoch.row())
             return

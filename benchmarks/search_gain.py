@@ -1,0 +1,78 @@
+"""What a search gained: its best settings against the recipe's defaults, same epochs on all images, several seeds.
+
+    .venv/bin/python benchmarks/search_gain.py --best SEARCH/best.yaml --dataset DIR --output DIR [--epochs 5] [--seeds 3]
+
+Both are trained by `jobs/tune.py` as a grid of two without early stopping, so the trials' own time is measured too: what of the
+search's time, from its first trial to its last, was not spent in epochs (start-up, reporting, checkpoints).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fer_ray.command import build
+from fer_ray.recipe import Recipe
+from fer_ray.storage import Storage
+from fer_ray.trials import leaderboard, read_trials
+
+ROOT = Path(__file__).parents[1]
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """The settings of a recipe by the names of their flags."""
+    return {name: value for part in dataclasses.asdict(recipe).values() for name, value in part.items()}
+
+
+def space_of_two(best: dict[str, Any]) -> dict[str, Any]:
+    """A space whose grid has two combinations: the best settings, and the defaults, told apart by the first setting that differs."""
+    defaults = flat(build(Recipe, {}))
+    differing = [name for name, value in best.items() if json.dumps(value) != json.dumps(defaults[name])]
+    first = differing[0]
+    telling = {"when": {first: best[first]}}
+    rest = {name: {"choice": [best[name]], **telling} for name in best if name != first}
+    return {first: {"choice": [best[first], defaults[first]]}, **rest}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--best", required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--epochs", default="5")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--at-a-time", type=int, default=2)
+    arguments = parser.parse_args()
+    best = yaml.safe_load(Path(arguments.best).read_text())
+    output = Path(arguments.output)
+    space = output.with_name(output.name + ".space.yaml")
+    space.write_text(yaml.safe_dump(space_of_two(best), sort_keys=False))
+    command = [sys.executable, str(ROOT / "jobs" / "tune.py"), "--dataset", arguments.dataset, "--output", arguments.output]
+    command += ["--space", str(space), "--searcher", "grid", "--scheduler", "none", "--trials", "2", "--epochs", arguments.epochs]
+    command += ["--seeds", str(arguments.seeds), "--max-concurrent", str(arguments.at_a_time)]
+    subprocess.run(command, check=True)
+    trials = read_trials(Storage(), arguments.output)
+    begun = min(file.stat().st_mtime for file in output.glob("trials/*/settings.json"))
+    ended = max(epoch.finished_at.timestamp() if epoch.finished_at else time.time() for trial in trials for epoch in trial.epochs)
+    for standing in leaderboard(trials, "accuracy"):
+        values = sorted(
+            trial.epochs[-1].accuracy or 0.0 for trial in trials if trial.configuration == standing.trial.configuration and trial.epochs
+        )
+        name = "searched" if len(standing.trial.settings) > 2 else "default"
+        seconds = statistics.mean(epoch.seconds or 0.0 for epoch in standing.trial.epochs)
+        print(f"{name}: {statistics.mean(values):.4f} +- {statistics.stdev(values):.4f} ({values}), {seconds:.0f} s an epoch")
+    trained = sum(trial.seconds for trial in trials)
+    print(f"beyond the epochs: {1 - trained / (arguments.at_a_time * (ended - begun)):.1%} of the trials' time")
+
+
+if __name__ == "__main__":
+    main()
