@@ -13,7 +13,9 @@ command is started again until it ends well.
     worker      SIGKILL to a Ray worker that labels; the run must survive
     node        removal of a node of a two-node Ray cluster; the run must survive
 
-    .venv/bin/python benchmarks/faults.py [--images N] [--rounds R] [--kills K] [--seed S] [--kinds ...] [--photos DIR]
+    .venv/bin/python benchmarks/faults.py [--images N] [--rounds R] [--kills K] [--seed S] [--kinds ...] [--one-round] [--photos DIR]
+
+With `--one-round` a single round has one kill of each kind, in the order given: each hits what the last one left.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -89,8 +91,10 @@ class Job:
         return None
 
 
-def moments(kind: str, output: Path, images: int, generator: random.Random) -> Callable[[], bool]:
-    """Whether the moment for this kind of kill has come."""
+def moment(to_come: Sequence[str], output: Path, images: int, generator: random.Random) -> Callable[[], bool]:
+    """Whether the moment for the first of these kinds of kill has come."""
+    if not to_come:
+        return lambda: False
     manifest, staging, tables = output / "_manifest" / RUN_ID, output / "_staging" / RUN_ID, output / "images"
     share = generator.uniform(0.02, 0.9)
 
@@ -103,7 +107,7 @@ def moments(kind: str, output: Path, images: int, generator: random.Random) -> C
         "commit": lambda: labeled() >= enough // 2 and any(staging.glob("*/_writing-*")),
         "publish": lambda: any(tables.glob("*/_writing-*")),
         "run commit": lambda: any((output / "runs").glob("_writing-*")),
-    }.get(kind, lambda: labeled() >= enough)
+    }.get(to_come[0], lambda: labeled() >= enough)
 
 
 def staged_images(output: Path) -> set[str]:
@@ -119,33 +123,35 @@ def fetches(proxy: FaultyProxy) -> Counter[str]:
     return Counter(proxy.fetched)
 
 
-def run_round(kind: str, output: Path, proxy: FaultyProxy, arguments: argparse.Namespace, generator: random.Random) -> dict[str, float]:
-    """One run with its kills; gives what it did."""
-    kills = again = 0
-    before = fetches(proxy)
-    with nodes(kind) as (environment, remove_node):
-        for attempt in itertools.count():
+def run_round(
+    kinds: Sequence[str], output: Path, proxy: FaultyProxy, images: int, generator: random.Random
+) -> tuple[Counter[str], Counter[str]]:
+    """One run with these kills, one after the other; gives those that came about and what the run did."""
+    killed, figures = Counter(dict.fromkeys(kinds, 0)), Counter[str]()
+    before, to_come = fetches(proxy), list(kinds)
+    with nodes("node" in kinds) as (environment, remove_node):
+        exit_code = None
+        while exit_code != 0:
             at_start, done = fetches(proxy), staged_images(output)
             job = Job(proxy.endpoint, output, environment)
-            come = moments(kind, output, arguments.images, generator)
+            figures["starts"] += 1
             deadline = time.monotonic() + ROUND_SECONDS
-            killed_here = 0
+            come, ended = moment(to_come, output, images, generator), False
             while (exit_code := job.wait(0.001)) is None:
                 if time.monotonic() > deadline:
                     job.kill_everything()
-                    sys.exit(f"round {kind}: the job hangs, see {job.log.name}")
-                if killed_here or attempt >= arguments.kills or not come():
-                    continue
-                killed_here = int(kill(kind, job, remove_node))
-                kills += killed_here
+                    sys.exit(f"round {kinds}: the job hangs, see {job.log.name}")
+                if not ended and come() and kill(to_come[0], job, remove_node):
+                    ended = to_come[0] not in SURVIVED
+                    killed[to_come.pop(0)] += 1
+                    come = moment(to_come, output, images, generator)
             job.log.close()
-            again += sum(n for path, n in (fetches(proxy) - at_start).items() if path in {path_of(uri) for uri in done})
-            if exit_code == 0:
-                break
-            if not killed_here or kind in SURVIVED:
-                sys.exit(f"round {kind}: the job failed by itself with exit code {exit_code}, see {job.log.name}")
-    all_again = sum(n - 1 for n in (fetches(proxy) - before).values() if n > 1)
-    return {"kills": kills, "starts": attempt + 1, "finished_again": again, "fetched_again": all_again}
+            figures["finished_again"] += sum(n for path, n in (fetches(proxy) - at_start).items() if path in {path_of(uri) for uri in done})
+            if exit_code != 0 and not ended:
+                sys.exit(f"round {kinds}: the job failed by itself with exit code {exit_code}, see {job.log.name}")
+    figures["kills"] = killed.total()
+    figures["fetched_again"] = sum(n - 1 for n in (fetches(proxy) - before).values() if n > 1)
+    return killed, figures
 
 
 def path_of(uri: str) -> str:
@@ -168,9 +174,9 @@ def kill(kind: str, job: Job, remove_node: Callable[[], None]) -> bool:
 
 
 @contextmanager
-def nodes(kind: str) -> Iterator[tuple[dict[str, str], Callable[[], None]]]:
-    """For the kind `node` a Ray cluster of two nodes, of which one can be removed; otherwise the job starts its own."""
-    if kind != "node":
+def nodes(two: bool) -> Iterator[tuple[dict[str, str], Callable[[], None]]]:
+    """A Ray cluster of two nodes, of which one can be removed; otherwise the job starts its own."""
+    if not two:
         yield {}, lambda: None
         return
     from ray.cluster_utils import Cluster
@@ -207,6 +213,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=3, help="kills of a round, one a start")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--one-round", action="store_true")
     parser.add_argument("--photos", type=Path)
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
@@ -227,26 +234,26 @@ def main() -> None:
 
 def rounds(
     arguments: argparse.Namespace, scratch: Path, proxy: FaultyProxy, generator: random.Random
-) -> Iterator[tuple[str, dict[str, float]]]:
+) -> Iterator[tuple[Counter[str], Counter[str]]]:
     reference = scratch / "undisturbed"
     if Job(proxy.endpoint, reference, {}).wait(ROUND_SECONDS) != 0:
         sys.exit(f"the undisturbed run failed, see {reference}.log: {reference.with_suffix('.log').read_text()[-2000:]}")
-    for number, kind in zip(range(arguments.rounds), itertools.cycle(arguments.kinds), strict=False):
+    of_one_kind = itertools.islice(itertools.cycle(arguments.kinds), arguments.rounds)
+    plans = [arguments.kinds] if arguments.one_round else [[kind] * (1 if kind in SURVIVED else arguments.kills) for kind in of_one_kind]
+    for number, kinds in enumerate(plans):
         output = scratch / f"round{number}"
-        figures = run_round(kind, output, proxy, arguments, generator)
+        killed, figures = run_round(kinds, output, proxy, arguments.images, generator)
         figures["rows_lost_or_doubled"] = differences(reference, output)
         figures["left_over"] = sum(1 for name in ("_manifest", "_staging") for file in (output / name).rglob("*") if file.is_file())
-        print(f"round {number + 1} {kind}: {json.dumps(figures)}", flush=True)
-        yield kind, figures
+        print(f"round {number + 1} {dict(killed)}: {json.dumps(figures)}", flush=True)
+        yield killed, figures
 
 
-def report(results: list[tuple[str, dict[str, float]]], images: int) -> None:
-    total = Counter[str]()
-    for _, figures in results:
+def report(results: list[tuple[Counter[str], Counter[str]]], images: int) -> None:
+    killed, total = Counter[str](), Counter[str]()
+    for kills, figures in results:
+        killed.update(kills)
         total.update(figures)
-    killed = Counter[str]()
-    for kind, figures in results:
-        killed[kind] += int(figures["kills"])
     missed = [kind for kind, n in killed.items() if not n]
     print(f"kills: {dict(killed)}")
     print(f"rows lost or doubled: {total['rows_lost_or_doubled']}")

@@ -7,6 +7,7 @@ import io
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from fer_ray.schema import ImageEntry
 from fer_ray.signed_get import SignedGet
 
 SCHEME = "s3://"
-REQUEST_ATTEMPTS, BODY_ATTEMPTS = 8, 6
+REQUEST_ATTEMPTS, BODY_ATTEMPTS, FIRST_ATTEMPTS = 8, 6, 4
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 CONNECTIONS = 32
 KEYS_PER_DELETE = 1000
@@ -43,6 +44,7 @@ _BROKEN_BODY = (
     ConnectionError,
     TimeoutError,
 )
+_UNCONNECTED = (botocore.exceptions.ConnectionError, botocore.exceptions.ConnectionClosedError)
 _WRONG_CREDENTIALS = {
     "AuthFailure",
     "ExpiredToken",
@@ -104,8 +106,8 @@ class ObjectStore:
         headers = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
         if etag is not None:
             headers["If-Match"] = f'"{etag}"'
-        content = _connection(self.endpoint).signed_get.read(bucket, key, limit, headers)
-        if content is not None:
+        connection = _connection(self.endpoint)
+        if connection.contact.made and (content := connection.signed_get.read(bucket, key, limit, headers)) is not None:
             return content
 
         def get() -> bytes:
@@ -229,10 +231,38 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
+class _NoContactError(Exception):
+    """Nobody has ever answered; the reason is its cause."""
+
+
+class _Contact:
+    """Ends the tries early while the store has never answered this process: then its address is wrong rather than the store down.
+
+    A worker of a run tries on from the start, since the driver had an answer before it.
+    """
+
+    def __init__(self) -> None:
+        self.made = False
+
+    def __call__(self, attempts: int, response: object, caught_exception: Exception | None, **_: object) -> None:
+        if response is not None:
+            self.made = True
+        if self.made or not isinstance(caught_exception, _UNCONNECTED) or _ray_is_at_work():
+            return
+        if attempts >= FIRST_ATTEMPTS or isinstance(caught_exception, botocore.exceptions.ConnectTimeoutError):
+            raise _NoContactError from caught_exception
+
+
+def _ray_is_at_work() -> bool:
+    """In a driver from when it joined the cluster, in a worker always; Ray is not loaded to find out."""
+    return bool(getattr(sys.modules.get("ray"), "is_initialized", bool)())
+
+
 @dataclass(frozen=True)
 class _Connection:
     client: Any
     signed_get: SignedGet
+    contact: _Contact
 
 
 @functools.lru_cache
@@ -241,7 +271,7 @@ def _connection(endpoint: str) -> _Connection:
     address = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
         # Not "standard": its quota ends the retries of all images when a store is down for some seconds. This one goes on for
-        # half a minute on average.
+        # a minute on average, once there was an answer.
         retries={"mode": "legacy", "total_max_attempts": REQUEST_ATTEMPTS},
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
@@ -253,7 +283,9 @@ def _connection(endpoint: str) -> _Connection:
     try:
         session = boto3.Session()
         client = session.client("s3", endpoint_url=address, config=config)
-        return _Connection(client, SignedGet(session, client, (CONNECT_SECONDS, READ_SECONDS), CONNECTIONS))
+        contact = _Contact()
+        client.meta.events.register_first("needs-retry.s3", contact)
+        return _Connection(client, SignedGet(session, client, (CONNECT_SECONDS, READ_SECONDS), CONNECTIONS), contact)
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise UsageError(f"The S3 client cannot be set up ({type(error).__name__}): check the AWS profile and the endpoint.") from error
 
@@ -279,7 +311,7 @@ def _explained(uri: str, what: str) -> Iterator[None]:
         yield
     except boto3.exceptions.S3UploadFailedError as error:
         raise _translated(error.__cause__ or error.__context__ or error, uri, what) from error
-    except (*_FAILURES, *_BROKEN_BODY) as error:
+    except (*_FAILURES, *_BROKEN_BODY, _NoContactError) as error:
         raise _translated(error, uri, what) from error
 
 
@@ -300,5 +332,5 @@ def _translated(error: BaseException, uri: str, what: str) -> Exception:
         return AccessError(f"The bucket of {uri} does not exist: name an existing one.", "the bucket does not exist")
     if code:
         return AccessError(f"{uri} cannot be {what} ({code}): check the permissions and the store.", code)
-    reason = type(error).__name__
+    reason = type(error.__cause__ if isinstance(error, _NoContactError) else error).__name__
     return AccessError(f"{uri} cannot be {what} ({reason}): check the endpoint and the network.", reason)

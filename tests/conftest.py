@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from faces import draw_faces
-from stores import S3Server
+from stores import KEYS_PER_PAGE, S3Server
 
 from fer_ray import demo
 from fer_ray.decoder import UInt8Array
@@ -24,7 +24,7 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """An S3-compatible store; its credentials are in the environment from now on, also in that of Ray's workers."""
-    server = S3Server()
+    server = S3Server(KEYS_PER_PAGE)
     os.environ.update(server.environment)
     yield server
     server.stop()

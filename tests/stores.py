@@ -24,6 +24,7 @@ from botocore.exceptions import BotoCoreError
 from yarl import URL
 
 REGION = "us-east-1"
+KEYS_PER_PAGE = 50  # of a listing in the tests; 1,000 take long to put there
 POLICY = {
     "Version": "2012-10-17",
     "Statement": [
@@ -37,11 +38,12 @@ POLICY = {
 class S3Server:
     """moto's server in a process of its own; it takes requests of one user, whose objects named forbidden* cannot be read."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys_per_page: int = 1000) -> None:
         self.endpoint = f"http://127.0.0.1:{free_port()}"
         port = self.endpoint.rpartition(":")[2]
         command = [sys.executable, "-m", "moto.server", "-p", port]
-        environment = os.environ | {"INITIAL_NO_AUTH_ACTION_COUNT": "3"}  # the three that make the user; then signatures count
+        environment = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": str(keys_per_page)}
+        environment["INITIAL_NO_AUTH_ACTION_COUNT"] = "3"  # the three that make the user; then signatures count
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(port)
         iam = boto3.client("iam", endpoint_url=self.endpoint, region_name=REGION, aws_access_key_id="x", aws_secret_access_key="x")

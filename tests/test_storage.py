@@ -1,18 +1,25 @@
 """Every file is listed once, in order, whatever its name; a name stands only for a whole file; in folders and in S3."""
 
 import os
+import re
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import botocore.endpoint
 import pytest
-from stores import FaultyProxy, S3Server
+from stores import KEYS_PER_PAGE, FaultyProxy, S3Server
 
-from fer_ray import storage
+from fer_ray import s3, storage
 from fer_ray.errors import AccessError, ImageError, StorageError, UsageError
 from fer_ray.schema import ImageEntry, Status
 from fer_ray.storage import Storage, join
 
+ROOT = Path(__file__).parents[1]
 ODD_NAMES = [
     "a b.jpg",
     "ünï\u2028.jpg",
@@ -28,6 +35,7 @@ ODD_NAMES = [
     "s3:/x.jpg",
 ]
 ODD_KEYS = [*(name for name in ODD_NAMES if "\n" not in name), "two//slashes.jpg", "/leading.jpg", "ends in/"]  # moto takes no line break
+MANY = [f"many/{n:04d}" for n in range(2 * KEYS_PER_PAGE + 10)]
 
 
 @pytest.fixture
@@ -56,14 +64,17 @@ def test_odd_names_are_listed_in_the_order_of_their_bytes_and_read_back(tmp_path
     assert Storage().read(uris[-1]) == b"raw"
 
 
-def test_odd_keys_of_more_than_one_page_are_listed_in_order_and_read_back(s3_server: S3Server, bucket: str) -> None:
+def test_odd_keys_of_more_than_one_page_are_listed_in_order_and_read_back(
+    s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "KEYS_PER_DELETE", KEYS_PER_PAGE)
     client = s3_server.client()
-    for key in [*ODD_KEYS, *(f"many/{n:04d}" for n in range(1010)), "tables/images.parquet"]:
+    for key in [*ODD_KEYS, *MANY, "tables/images.parquet"]:
         client.put_object(Bucket=bucket, Key=f"in/{key}", Body=key.encode())
     store = Storage(s3_server.endpoint)
     entries = list(store.walk(f"s3://{bucket}/in", excluded=f"s3://{bucket}/in/tables"))
     found = [entry.image_uri.removeprefix(f"s3://{bucket}/in/") for entry in entries]
-    assert found == sorted([*ODD_KEYS, *(f"many/{n:04d}" for n in range(1010))], key=str.encode)
+    assert found == sorted([*ODD_KEYS, *MANY], key=str.encode)
     assert all(entry.etag and '"' not in entry.etag and entry.modified_at and entry.size_bytes is not None for entry in entries)
     for key in ODD_KEYS:
         assert store.read(f"s3://{bucket}/in/{key}") == key.encode()
@@ -114,13 +125,35 @@ def test_a_store_that_fails_now_and_then_is_read_and_written_in_full(s3_server: 
     try:
         store = Storage(proxy.endpoint)
         contents = {f"s3://{bucket}/{n:02d}": os.urandom(30_000) for n in range(40)}
-        for uri, content in contents.items():
-            assert store.write(uri, content)
-        assert [entry.image_uri for entry in store.walk(f"s3://{bucket}")] == list(contents)
-        assert {uri: store.read(uri) for uri in contents} == contents
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(store.write, contents, contents.values()))
+            assert [entry.image_uri for entry in store.walk(f"s3://{bucket}")] == list(contents)
+            assert list(threads.map(store.read, contents)) == list(contents.values())
         assert set(proxy.faults) == {"503", "500", "slow", "cut"}
     finally:
         proxy.stop()
+
+
+def test_a_wrong_endpoint_is_told_in_seconds(s3_server: S3Server, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    uses = (["--input", "s3://b-1/in", "--output", out], ["--model", "s3://b-1/best", "--output", out], ["--output", "s3://b-1/out"])
+    command = [sys.executable, "jobs/label.py", "--s3-endpoint", "http://127.0.0.1:9"]
+    jobs = [subprocess.Popen([*command, *use], cwd=ROOT, stderr=subprocess.PIPE, text=True) for use in uses]
+    for job, what in zip(jobs, ("listed", "read", "written"), strict=True):
+        complaint = job.communicate(timeout=60)[1]
+        assert re.fullmatch(rf"error: s3://b-1/\S* cannot be {what} \(EndpointConnectionError\): check the endpoint.*\n", complaint)
+        assert job.returncode == 2
+
+
+def test_a_store_that_answered_once_is_waited_for(s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = FaultyProxy(s3_server.endpoint)
+    store, waits = Storage(proxy.endpoint), list[float]()
+    assert store.find(f"s3://{bucket}/key") is None
+    proxy.stop()
+    monkeypatch.setattr(botocore.endpoint, "time", SimpleNamespace(sleep=waits.append))
+    with pytest.raises(AccessError, match=r"EndpointConnectionError.*check the endpoint"):
+        store.find(f"s3://{bucket}/key")
+    assert len(waits) == 7, "about a minute"
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -170,8 +203,6 @@ def test_places_that_cannot_be_used_are_named(tmp_path: Path, s3_server: S3Serve
     for complaint, use in uses.items():
         with pytest.raises(StorageError, match=complaint):
             use()
-    with pytest.raises(AccessError, match=r"EndpointConnectionError.*check the endpoint"):
-        Storage("http://127.0.0.1:9").find("s3://bucket/key")
     for uri in ("gs://bucket/key", "s3://key:secret@bucket/x", "s3:///x"):
         with pytest.raises(UsageError) as caught:
             storage.absolute(uri, "input")
