@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+import fer_ray
 from fer_ray.config import CropGeometry
 from fer_ray.errors import BundleError, TooLargeError, UsageError
 from fer_ray.metrics import softmax
@@ -185,7 +186,7 @@ def save(
         "calibration": {"method": "temperature", "temperature": temperature},
         "metrics": {"validation": validation},
         "lineage": lineage,
-        "versions": {name: metadata.version(name) for name in ("fer-ray", "keras", "tensorflow", "numpy")},
+        "versions": {"fer-ray": fer_ray.__version__} | {name: metadata.version(name) for name in ("keras", "tensorflow", "numpy")},
     }
     write_metadata(folder, content)
     return str(content["model_version"])

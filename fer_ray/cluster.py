@@ -57,11 +57,27 @@ def _start_with_known_address(options: dict[str, object]) -> None:
 
 
 def cluster_cpus() -> int:
-    """The CPUs of the cluster, at least one."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    """The CPUs that the cluster has now: none where only the head is there and runs no work."""
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+def may_grow() -> bool:
+    """Whether the cluster was joined: one that starts machines on demand does not say how many it may have."""
+    return bool(os.environ.get(_ADDRESS))
+
+
+def wait_for_cpus() -> None:
+    """Make an empty cluster start its first machine, and wait for it."""
+    if may_grow() and not cluster_cpus():
+        print("the cluster has no CPUs yet: waiting for its first machine (--workers N asks for several)", flush=True)
+        ray.get(ray.remote(num_cpus=1)(_nothing).remote())
+
+
+def _nothing() -> None:
+    pass
 
 
 def is_too_much(cpus: float, gpus: float) -> bool:
     """Whether this machine alone lacks what is asked for; a cluster that was joined may still grow."""
     here = ray.cluster_resources()
-    return not os.environ.get(_ADDRESS) and (cpus > here.get("CPU", 0) or gpus > here.get("GPU", 0))
+    return not may_grow() and (cpus > here.get("CPU", 0) or gpus > here.get("GPU", 0))

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from fer_ray.errors import FerRayError, UsageError
 
 Config = TypeVar("Config")
+_UPLOADS = "working_dir_files"  # where Ray 2.60 unpacks uploaded folders
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_TOO_MANY_FAILED = 0, 1, 2, 3
 EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143  # 128 and the number of the signal, as shells do
 EXIT_CODES = (
@@ -48,6 +49,7 @@ def run_job(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings and its search for GPUs that are not there
     try:
         config = parse(config_class, sys.argv[1:], description)
+        _check_output_lasts(getattr(config, "output", ""))
         summary, exit_code = job(config)
     except FerRayError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -57,6 +59,13 @@ def run_job(
         sys.exit(EXIT_INTERRUPTED)
     print(json.dumps(summary), flush=True)
     sys.exit(exit_code)
+
+
+def _check_output_lasts(output: str) -> None:
+    """Refuse an output inside the folder that `ray job submit --working-dir` uploaded: Ray removes it with the job."""
+    relative = output and "://" not in output and not Path(output).is_absolute()
+    if relative and _UPLOADS in Path.cwd().parts:
+        raise UsageError(f"The output {output} would lie in Ray's copy of the working folder: give an absolute path or s3://bucket/prefix.")
 
 
 def parse(config_class: type[Config], arguments: Sequence[str], description: str) -> Config:

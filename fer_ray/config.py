@@ -103,7 +103,10 @@ class LabelConfig:
     alarm_command: str = option("", "run this command then, without a shell; the summary comes as JSON on its standard input")
     batch_size: int = option(64, "images whose faces go through the model together")
     keep_days: float = option(7.0, "remove unfinished work that nobody touched for so many days")
-    workers: int | None = option(None, "labeling processes, one CPU each (default: one for each CPU of the cluster)")
+    workers: int | None = option(
+        None,
+        "labeling processes, one CPU each; a cluster may grow for them (default: one for each CPU that it has)",
+    )
     labeling: LabelingConfig = field(default_factory=LabelingConfig)
 
     def __post_init__(self) -> None:
@@ -187,7 +190,7 @@ class TuneConfig:
     seeds: int = option(1, "trainings of each configuration, which stands with their mean")
     grid_points: int = option(3, "values of each range in a grid")
     pbt_interval: int = option(2, "epochs until the trials of pbt are compared")
-    max_concurrent: int | None = option(None, "trials at a time (default: as many as the cluster has room for)")
+    max_concurrent: int | None = option(None, "trials at a time; a cluster may grow for them (default: as many as it has room for)")
     workers_per_trial: int = option(1, "Ray Train workers of each trial")
     cpus_per_worker: float | None = option(None, "CPUs reserved for each worker (default: one); a fraction shares one")
     use_gpu: bool = option(False, "train on GPUs")

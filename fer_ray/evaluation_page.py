@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
+import fer_ray
 from fer_ray.page import document, figure, table, text
 
 FIGURES = {
@@ -199,5 +199,5 @@ def _footer(content: Mapping[str, Any]) -> str:
         "those of the ECE tend to lie high, since resampling adds noise to every bin. "
         "ECE, NLL, Brier score and confidences are those after calibration by temperature. "
         f"Random choices with seed {config['seed']}. All figures are in evaluation.json, every answer in predictions.parquet.</p>"
-        f"<p>fer_ray {text(metadata.version('fer-ray'))}</p></footer>\n"
+        f"<p>fer_ray {text(fer_ray.__version__)}</p></footer>\n"
     )

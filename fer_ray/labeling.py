@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+import fer_ray
 from fer_ray import bundle, demo, report
 from fer_ray.command import EXIT_DONE, EXIT_TOO_MANY_FAILED
 from fer_ray.config import LabelConfig
@@ -197,7 +198,7 @@ def _run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: floa
         "status": "done",
         "input_uri": run.input_uri,
         "config_json": json.dumps({"request": run.request, "config": run.config.to_dict()}, sort_keys=True),
-        "fer_ray_version": metadata.version("fer-ray"),
+        "fer_ray_version": fer_ray.__version__,
         "ray_version": metadata.version("ray"),
         "git_commit": _git_commit(),
         "model_version": run.model_version,

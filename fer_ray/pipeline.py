@@ -23,7 +23,7 @@ import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fer_ray import bundle
-from fer_ray.cluster import cluster_cpus
+from fer_ray.cluster import cluster_cpus, may_grow, wait_for_cpus
 from fer_ray.errors import FerRayError, ImageError, StorageError
 from fer_ray.fetch import Fetcher
 from fer_ray.labeler import LabeledImage, Labeler
@@ -66,8 +66,10 @@ def label_to_staging(
     context.enable_progress_bars = False
     context.memory_usage_poll_interval_s = None  # reading the memory map of a process with TensorFlow every second slows it
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised, and said once
+    if not run.config.workers:
+        wait_for_cpus()
     cpus = cluster_cpus()
-    workers = min(run.config.workers or cpus, cpus, len(parts))
+    workers = min(run.config.workers or cpus, len(parts) if may_grow() else cpus, len(parts))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     progress = ray.remote(num_cpus=0, scheduling_strategy=here)(Progress).remote()
 
@@ -78,8 +80,8 @@ def label_to_staging(
         fn_constructor_args=(run, plan, progress, make_labeler or FetchingLabeler),
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         # An actor keeps one CPU busy but asks for half of one, or of a single CPU for nothing: when a node is lost, its
-        # actors must find room on the others.
-        num_cpus=0.5 if cpus > 1 else 0,
+        # actors must find room on the others. More than there are CPUs ask for whole ones, so that the cluster grows.
+        num_cpus=1 if workers > cpus else 0.5 if cpus > 1 else 0,
     )
     consuming: Future[None] = Future()
     threading.Thread(target=_consume, args=(dataset, consuming), daemon=True).start()

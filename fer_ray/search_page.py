@@ -6,10 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 
 import numpy as np
 
+import fer_ray
 from fer_ray import search_figures as figures
 from fer_ray.cost import Cost
 from fer_ray.importance import (
@@ -131,7 +131,7 @@ def _render(found: _Findings, pictures: Mapping[str, bytes]) -> str:
     )
     footer = (
         f'<footer class="muted"><p>All figures are those of the validation images. Every trial and epoch is in {TRIALS_FILE}.</p>'
-        f"<p>fer_ray {text(metadata.version('fer-ray'))}</p></footer>\n"
+        f"<p>fer_ray {text(fer_ray.__version__)}</p></footer>\n"
     )
     return document(f"Search {found.search.name}", sections + footer)
 

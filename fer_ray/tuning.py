@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import ray.tune
 
-from fer_ray.cluster import connect
+from fer_ray.cluster import connect, may_grow
 from fer_ray.config import EnsembleConfig, TrainConfig, TuneConfig
 from fer_ray.cost import Cost, measure_cost, multiply_adds
 from fer_ray.ensemble import combine
@@ -134,9 +134,11 @@ def concurrent_trials(config: TuneConfig) -> int:
     if fitting < 1:
         has = ", ".join(f"{resources.get(kind, 0):g} {kind}s" for kind, amount in needed.items() if amount)
         wants = ", ".join(f"{amount:g} {kind}s" for kind, amount in needed.items() if amount)
-        if not os.environ.get("RAY_ADDRESS"):
+        if not may_grow():
             raise UsageError(f"A trial needs {wants}, this machine has {has}: lower --workers-per-trial or --cpus-per-worker.")
         print(f"note: a trial needs {wants}, the cluster has {has}: waiting for it to grow", flush=True)
+    if config.max_concurrent and may_grow():
+        return config.max_concurrent
     return min(config.max_concurrent or max(1, fitting), max(1, fitting))
 
 
