@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 BEST, STATE_FILE, TENSORBOARD = "best", "state.npz", "tensorboard"
 PROGRESS_FILE, FAILURE_FILE, REQUEST_FILE = "progress.txt", "failure.txt", "request.json"
+REPORT_SECONDS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -155,6 +156,7 @@ def make_trainer(
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     connect()
+    os.environ.setdefault(REPORT_SECONDS, "0.5")  # Ray's 2 seconds would be the least that an epoch takes: it takes one report each time
     needed = config.workers * (config.cpus_per_worker or 1)
     if is_too_much(needed, config.workers * gpus_per_worker if config.use_gpu else 0):
         wanted = f"{needed:g} CPUs" + (f" and {config.workers * gpus_per_worker:g} GPUs" if config.use_gpu else "")

@@ -84,7 +84,7 @@ def kill_a_worker_after_a_checkpoint(work: Path) -> None:
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint(drawn_faces: Path, tmp_path: Path) -> None:
-    settings = {"epochs": 6, "batch_size": 16, "learning_rate": 0.004, "weight_average": 0.9, "patience": 6, "keep_duplicates": True}
+    settings = {"epochs": 8, "batch_size": 16, "learning_rate": 0.004, "weight_average": 0.9, "patience": 8, "keep_duplicates": True}
     model = {"stem": 8, "widths": [16, 32], "depths": [1, 1], "dropout": 0.1}
     file = tmp_path / "recipe.yaml"
     file.write_text(json.dumps(settings | model))
@@ -107,9 +107,9 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(drawn_faces: Path, t
     resumed = start("--resume")
     output, errors = resumed.communicate()
     assert resumed.returncode == 0, errors
-    assert "epoch 1/6" not in output + errors
+    assert "epoch 1/8" not in output + errors
     history = pq.read_table(tmp_path / "model" / bundle.HISTORY_FILE).to_pylist()
-    assert [row["epoch"] for row in history] == list(range(1, 7))
+    assert [row["epoch"] for row in history] == list(range(1, 9))
     assert json.loads(output.splitlines()[-1])["accuracy"] > 0.6
 
 
