@@ -28,10 +28,9 @@ def main(rows: int) -> None:
         started = time.perf_counter()
         address = write_report(run, row)
         whole, memory = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"{rows:,} images, {row['faces_total']:,} faces: {whole:.1f} s, {read:.1f} s of them reading; the page has")
-        print(
-            f"{Path(address).stat().st_size / 1e6:.2f} MB; peak memory {memory >> 10} MB, {(memory - before) >> 10} MB more than reading alone"
-        )
+        size, beyond = Path(address).stat().st_size / 1e6, (memory - before) >> 10
+        print(f"{rows:,} images, {row['faces_total']:,} faces: {whole:.1f} s, {read:.1f} s of them reading; the page has {size:.2f} MB;")
+        print(f"peak memory {memory >> 10} MB, {beyond} MB more than reading alone")
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def batches(run: Run, table: str, columns: Sequence[str]) -> Iterator[pa.RecordB
     """The rows of one of the run's tables, in the order of their files."""
     for file in _files(run, table):
         for group in range(file.num_row_groups):
-            yield from file.iterbatches(ROWS_PER_BATCH, row_groups=[group], columns=list(columns))
+            yield from file.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=list(columns))
 
 
 def _own_base(run: Run) -> str:

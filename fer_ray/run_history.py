@@ -22,7 +22,17 @@ FORMAT_VERSION = 1
 MOST_RUNS, MOST_BYTES, READERS = 90, 4 << 20, 8
 NOTABLE, LARGE = 0.1, 0.2
 LEAST_FACES = 200
+MOVED, WATCHED = "moved", "watched"
 _SMOOTHING = 0.5
+_ONCE_IN_A_THOUSAND = 3.0902  # standard deviations of a normal distribution
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A stability index, None with too few faces, and MOVED, WATCHED or nothing."""
+
+    index: float | None
+    level: str
 
 
 @dataclass(frozen=True)
@@ -164,6 +174,28 @@ def stability_index(now: Mapping[str, int], before: Mapping[str, int]) -> float 
         ((now.get(name, 0) + _SMOOTHING) / (faces + extra), (before.get(name, 0) + _SMOOTHING) / (faces_before + extra)) for name in names
     ]
     return sum((p - q) * math.log(p / q) for p, q in shares)
+
+
+def drift_of(now: Mapping[str, int], before: Mapping[str, int]) -> Drift:
+    """How far the shares moved, and whether that is to be looked at.
+
+    By chance alone the index is about (1/n + 1/m) chi-squared with one degree of freedom less than there are emotions
+    (Yurdakul, Statistical Properties of Population Stability Index, 2018); what that reaches once in a thousand times counts
+    as none.
+    """
+    index = stability_index(now, before)
+    if index is None:
+        return Drift(None, "")
+    freedom = max(1, sum(1 for name in LABELS if now.get(name) or before.get(name)) - 1)
+    by_chance = (1 / sum(now.values()) + 1 / sum(before.values())) * _chi_squared(freedom)
+    level = MOVED if index > LARGE else WATCHED if index > NOTABLE else ""
+    return Drift(index, level if index > by_chance else "")
+
+
+def _chi_squared(freedom: int) -> float:
+    """What chi-squared exceeds once in a thousand times, after Wilson and Hilferty (1931)."""
+    part = 2 / (9 * freedom)
+    return freedom * (1 - part + _ONCE_IN_A_THOUSAND * math.sqrt(part)) ** 3
 
 
 def pooled(records: Iterable[RunRecord], what: str = "emotions") -> Counter[str]:

@@ -19,20 +19,23 @@ from fer_ray.run_figures import BINS, LABELS, OTHERS, STATUSES, FolderFigures, R
 from fer_ray.run_history import (
     LARGE,
     LEAST_FACES,
+    MOVED,
     NOTABLE,
+    Drift,
     RunRecord,
+    drift_of,
     earlier_runs,
     emotions_by_folder,
     pooled,
     record_of,
-    stability_index,
     write_record,
 )
 from fer_ray.storage import join
 
 PAGE_FILE = "report.html"
 MOST_FOLDERS, MOST_DAYS, MOST_ERROR_ROWS, MOST_BARS = 50, 40, 200, 120
-SAMPLES_PER_EMOTION, DOUBTFUL_SAMPLES, NAMED_FOLDERS = 6, 12, 5
+LEAST_BARS = 4
+SAMPLES_PER_EMOTION, DOUBTFUL_SAMPLES, NAMED_PARTS = 6, 12, 6
 NAME_LENGTH, ADDRESS_LENGTH, SENTENCE_LENGTH = 40, 160, 300
 NOTHING, SPACE, MINUS = "\N{EN DASH}", "\N{NO-BREAK SPACE}", "\N{MINUS SIGN}"
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
@@ -51,7 +54,8 @@ _PSI = (
     "PSI, the population stability index, says how far the shares of the emotions have moved: the sum over the emotions of "
     "(p \N{MINUS SIGN} q) ln(p / q), where p is an emotion's share of the faces here and q its share among those it is compared with, "
     "after half a face is added to every count. It is 0 for equal shares; below "
-    f"{NOTABLE} counts as stable, above {LARGE} as moved. It takes {LEAST_FACES} faces on both sides."
+    f"{NOTABLE} counts as stable, above {LARGE} as moved. It takes {LEAST_FACES} faces on both sides, and is "
+    "marked only where chance alone would give as much less than once in a thousand times."
 )
 
 
@@ -107,7 +111,7 @@ class _Shown:
     emotions: list[str]
     before: Counter[str]
     folders_before: Mapping[str, Counter[str]]
-    index: float | None
+    drift: Drift
 
     @classmethod
     def of(cls, report: RunReport) -> _Shown:
@@ -115,10 +119,10 @@ class _Shown:
         total, before = figures.total, pooled(report.earlier)
         emotions = [name for name in LABELS if total.emotions.get(name) or before.get(name)]
         by_folder = emotions_by_folder(report.earlier, figures)
-        return cls(report, figures, total, emotions, before, by_folder, stability_index(total.emotions, before))
+        return cls(report, figures, total, emotions, before, by_folder, drift_of(total.emotions, before))
 
-    def index_of(self, folder: str) -> float | None:
-        return stability_index(self.figures.folders[folder].emotions, self.folders_before.get(folder, Counter()))
+    def drift_of(self, folder: str) -> Drift:
+        return drift_of(self.figures.folders[folder].emotions, self.folders_before.get(folder, Counter()))
 
     def name_of(self, folder: str) -> str:
         """The folder as HTML."""
@@ -165,28 +169,25 @@ def _head(report: RunReport) -> str:
 
 def _drift(shown: _Shown) -> str:
     """What moved against the earlier runs; nothing where nothing did."""
-    folders = [(index, name) for name in shown.figures.folders if (index := shown.index_of(name)) is not None and index > NOTABLE]
-    folders.sort(reverse=True)
-    worst = max([shown.index or 0.0, *(index for index, _ in folders)])
-    if worst <= NOTABLE:
+    whole = [("all folders together", shown.drift, shown.total, shown.before)]
+    folders = [
+        (shown.name_of(name), shown.drift_of(name), one, shown.folders_before.get(name, Counter()))
+        for name, one in shown.figures.folders.items()
+    ]
+    folders.sort(key=lambda part: -(part[1].index or 0.0))
+    moved = [part for part in whole + folders if part[1].level]
+    if not moved:
         return ""
-    lines = []
-    if shown.index is not None and shown.index > NOTABLE:
-        lines.append(f"all folders together, PSI {shown.index:.2f}: {_largest_moves(shown.total.emotions, shown.before)}")
-    for index, name in folders[:NAMED_FOLDERS]:
-        moves = _largest_moves(shown.figures.folders[name].emotions, shown.folders_before[name])
-        lines.append(f"{shown.name_of(name)}, PSI {index:.2f}: {moves}")
-    left_out = len(folders) - NAMED_FOLDERS
-    lines += [f"{counted(left_out, 'more folder')}, see the table of folders"] if left_out > 0 else []
-    words = "have moved" if worst > LARGE else "may be moving"
+    lines = [f"{name}, PSI {drift.index:.2f}: {_largest_moves(one.emotions, before)}" for name, drift, one, before in moved[:NAMED_PARTS]]
+    lines += [f"{counted(len(moved) - NAMED_PARTS, 'more folder')}, see the table of folders"] if len(moved) > NAMED_PARTS else []
+    certain = any(drift.level == MOVED for _, drift, *_ in moved)
+    kind, words = ("warning", "have moved") if certain else ("warning watch", "may be moving")
+    since = counted(len(shown.report.earlier), "earlier run")
     cause = (
-        " Other pictures, a change of cameras or of the people in them, or trouble with the input: look at samples before you rely on it."
+        "Other pictures, a change of cameras or of the people in them, or trouble with the input: look at samples before you rely on it."
     )
     items = "".join(f"<li>{line}</li>" for line in lines)
-    return (
-        f'<div class="warning{"" if worst > LARGE else " watch"}" id="drift"><b>The emotions {words}</b> since '
-        f"{counted(len(shown.report.earlier), 'earlier run')} of this model.{cause}<ul>{items}</ul></div>\n"
-    )
+    return f'<div class="{kind}" id="drift"><b>The emotions {words}</b> since {since} of this model. {cause}<ul>{items}</ul></div>\n'
 
 
 def _largest_moves(now: Mapping[str, int], before: Mapping[str, int]) -> str:
@@ -274,7 +275,11 @@ def _compared(shown: _Shown) -> str:
         return '<p class="muted">There are no earlier runs of this model to compare with.</p>\n'
     first, last = min(one.run_date for one in earlier), max(one.run_date for one in earlier)
     dates = f"of {first}" if first == last else f"from {first} to {last}"
-    index = f"PSI {shown.index:.3f}" if shown.index is not None else f"too few faces for a PSI, which takes {LEAST_FACES} on both sides"
+    index = (
+        f"PSI {shown.drift.index:.3f}"
+        if shown.drift.index is not None
+        else f"too few faces for a PSI, which takes {LEAST_FACES} on both sides"
+    )
     detectors = {one.detector_version for one in earlier} - {shown.report.row["detector_version"]}
     other = " Some of them looked for faces with other settings." if detectors else ""
     return (
@@ -295,13 +300,13 @@ def _confidence(shown: _Shown) -> str:
 
 
 def _bars(bars: Sequence[tuple[float, str, str]]) -> str:
-    """Upright bars of a value, what it is for, and its unit."""
+    """Upright bars of a value, what it is for (HTML), and its unit."""
     most = max([value for value, *_ in bars] + [1e-9])
     spans = ""
     for value, label, unit in bars:
         kind, height = "" if value else ' class="none"', f"{100 * value / most:.4g}%"
-        title = f"{text(label)}: {value:,.6g} {unit}"
-        spans += f'<span{kind} style="height:{height}" data-range="{text(label)}" title="{title}"></span>'
+        title = f"{label}: {value:,.6g} {unit}"
+        spans += f'<span{kind} style="height:{height}" data-range="{label}" title="{title}"></span>'
     return f'<div class="bars">{spans}</div>\n'
 
 
@@ -314,21 +319,22 @@ def _samples(shown: _Shown) -> str:
     if not groups:
         return ""
     sections = ""
-    for _, title, faces in groups:
-        sections += f'<section><h3>{title}</h3>\n<div class="faces">\n{"".join(_sample(shown, face) for face in faces)}</div></section>\n'
+    for name, title, faces in groups:
+        figures = "".join(_sample(shown, face, "" if name else f"{text(face.emotion)} ") for face in faces)
+        sections += f'<section><h3>{title}</h3>\n<div class="faces">\n{figures}</div></section>\n'
     note = '<p class="muted">Of each emotion some at random, cut again from the images as far as these are there and unchanged.</p>\n'
     none = '<p data-none-of=".faces figure" hidden>None of these fits the choice.</p>\n'
     return f'<h2>Sample faces</h2>\n{note}<div class="samples">\n{sections}</div>\n{none}'
 
 
-def _sample(shown: _Shown, face: FaceSample) -> str:
+def _sample(shown: _Shown, face: FaceSample, label: str) -> str:
     folder = list(shown.figures.folders).index(shown.figures.folder_of(face.image_uri))
     name = face.image_uri.rpartition("/")[2]
     confidence = _percent(face.confidence, 1, 0)
     return (
         f'<figure data-folder="{folder}" data-emotion="{text(face.emotion)}" title="{text(_short(face.image_uri, ADDRESS_LENGTH))}">'
         f'<img src="data:image/jpeg;base64,{base64.b64encode(face.jpeg).decode()}" alt="{text(face.emotion)}, {confidence}">'
-        f"<figcaption><b>{text(face.emotion)} {confidence}</b>{text(_short(name, NAME_LENGTH))}</figcaption></figure>\n"
+        f"<figcaption><b>{label}{confidence}</b>{text(_short(name, NAME_LENGTH))}</figcaption></figure>\n"
     )
 
 
@@ -341,7 +347,7 @@ def _folders(shown: _Shown) -> str:
     for number, (name, one) in enumerate(folders.items()):
         failed, before = one.images - int(one.statuses[:2].sum()), sum(shown.folders_before.get(name, Counter()).values())
         cells = [shown.name_of(name), f"{one.images:,}", f"{failed:,}" if failed else NOTHING, f"{int(one.faces.sum()):,}"]
-        cells += [*_tinted(one.emotions, shown.emotions), _index(shown.index_of(name)), f"{before:,}" if before else NOTHING]
+        cells += [*_tinted(one.emotions, shown.emotions), _index(shown.drift_of(name)), f"{before:,}" if before else NOTHING]
         rows.append(_row({"folder": number}, _plain(cells)))
     base = text(_short(shown.figures.base, ADDRESS_LENGTH))
     below = f"Below {base}, {'one level' if shown.figures.levels == 1 else 'up to two levels'} deep" if shown.figures.base else "By folder"
@@ -363,11 +369,10 @@ def _tinted(counts: Mapping[str, int], emotions: Sequence[str]) -> list[str]:
     ]
 
 
-def _index(value: float | None) -> str:
-    if value is None:
+def _index(drift: Drift) -> str:
+    if drift.index is None:
         return NOTHING
-    kind = "moved" if value > LARGE else "watched" if value > NOTABLE else ""
-    return f'<span class="{kind}">{value:.2f}</span>' if kind else f"{value:.2f}"
+    return f'<span class="{drift.level}">{drift.index:.2f}</span>' if drift.level else f"{drift.index:.2f}"
 
 
 def _days(shown: _Shown) -> str:
@@ -384,7 +389,7 @@ def _days(shown: _Shown) -> str:
             counts.update(one)
         this = date == row["run_date"]
         cells = [f"{date}{' (this run)' if this else ''}", f"{len(days[date]):,}", f"{sum(counts.values()):,}"]
-        rows.append(_row({}, _plain([*cells, *_tinted(counts, shown.emotions), _index(stability_index(counts, before))])))
+        rows.append(_row({}, _plain([*cells, *_tinted(counts, shown.emotions), _index(drift_of(counts, before))])))
         before.update(counts)
     if not shown.emotions:
         return ""
@@ -440,6 +445,8 @@ def _throughput(figures: RunFigures) -> str:
     counts = [0] * ((last - first) // step + 1)
     for second, n in figures.times.items():
         counts[(second - first) // step] += n
+    if len(counts) < LEAST_BARS:
+        return ""
     bars = []
     for number, n in enumerate(counts):
         moment = datetime.datetime.fromtimestamp(first + number * step, datetime.UTC)

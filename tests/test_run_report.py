@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import importlib.util
 import io
+import itertools
 import json
 import re
 import shutil
@@ -22,14 +23,14 @@ from fer_ray.labeling import label
 from fer_ray.manifest import Run
 from fer_ray.page import data
 from fer_ray.run_figures import OTHERS, measure
-from fer_ray.run_history import RunRecord, earlier_runs, emotions_by_folder, stability_index
+from fer_ray.run_history import MOVED, NOTABLE, RunRecord, drift_of, earlier_runs, emotions_by_folder, stability_index
 from fer_ray.run_page import write_report
 from fer_ray.storage import Storage
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 HOSTILE_FOLDER = "\"'><b onmouseover=window.hacked=1>"
 BROKEN = "<script>window.hacked=1<!-- \u2028\u202e &lt; `${1}`.jpg"
-EVEN, MOVED = (0.1, 0.05, 0.05, 0.1, 0.3, 0.25, 0.1, 0.05), (0.2, 0.05, 0.05, 0.2, 0.1, 0.25, 0.1, 0.05)
+EVEN, SHIFTED = (0.1, 0.05, 0.05, 0.1, 0.3, 0.25, 0.1, 0.05), (0.2, 0.05, 0.05, 0.2, 0.1, 0.25, 0.1, 0.05)
 FOLDERS = ["2025/01", "2025/02", "2026/01"]
 
 
@@ -54,10 +55,11 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The reports of four nights: two alike, one on which emotions moved, and one without anything to do."""
     output = tmp_path_factory.mktemp("nights")
     runs = [
-        write_run(output, f"night-{day}", day, EVEN if day < 19 else MOVED, 1200, FOLDERS, failed=100 * (day - 17)) for day in (17, 18, 19)
+        write_run(output, f"night-{day}", day, EVEN if day < 19 else SHIFTED, 1200, FOLDERS, failed=100 * (day - 17))
+        for day in (17, 18, 19)
     ]
     runs.append(write_run(output, "night-20", 20, EVEN, 0, FOLDERS))
-    write_run(output, "other-model", 16, MOVED, 900, FOLDERS, model="m-2")
+    write_run(output, "other-model", 16, SHIFTED, 900, FOLDERS, model="m-2")
     return {run.run_id: Path(write_report(run, row)) for run, row in runs}
 
 
@@ -126,6 +128,16 @@ def test_the_stability_index_is_the_one_of_the_books_and_too_few_faces_give_none
     assert stability_index({"happy": 199}, {"happy": 10_000}) is None
 
 
+def test_few_faces_that_differ_by_chance_are_no_drift() -> None:
+    """Of 50 folders a night with 200 faces each, one in five would be above 0.1 without any cause."""
+    generator = np.random.default_rng(5)
+    samples = [dict(zip(run_figures.LABELS, generator.multinomial(200, EVEN).tolist(), strict=False)) for _ in range(1000)]
+    drifts = [drift_of(now, before) for now, before in itertools.pairwise(samples)]
+    assert sum((drift.index or 0) > NOTABLE for drift in drifts) > 100
+    assert sum(bool(drift.level) for drift in drifts) <= 5
+    assert drift_of(samples[0], {"happy": 400, "sad": 400}).level == MOVED
+
+
 def test_folders_are_compared_only_where_an_earlier_run_tells_the_same_images_apart(nights: dict[str, Path], tmp_path: Path) -> None:
     """The first night covers two years at two levels; the next one adds to a single folder and is compared with just that."""
     first, row = write_run(tmp_path, "first", 17, EVEN, 900, FOLDERS)
@@ -173,7 +185,7 @@ def test_runs_in_an_object_store_are_reported_and_compared_there(s3_server: S3Se
     for file in folder.rglob("*.*"):
         if file.name != "report.html":
             storage.write(f"s3://reports/out/{file.relative_to(folder)}", file.read_bytes())
-    local, row = write_run(folder, "night-19", 19, MOVED, 1200, FOLDERS, failed=200)
+    local, row = write_run(folder, "night-19", 19, SHIFTED, 1200, FOLDERS, failed=200)
     run = dataclasses.replace(local, output="s3://reports/out", storage=storage)
     assert isinstance(run, Run)
     assert write_report(run, row) == "s3://reports/out/reports/night-19/report.html"
