@@ -1,4 +1,7 @@
-"""How long the report of a large run takes: python benchmarks/run_report.py [ROWS] makes tables of so many rows and writes their report."""
+"""How long the report of a large run takes; makes tables of so many rows and writes their report.
+
+    PYTHONPATH=.:tests python benchmarks/run_report.py [ROWS]
+"""
 
 import multiprocessing
 import resource
