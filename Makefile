@@ -5,15 +5,20 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test browser lint docs clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/label.py --all --output demo | tee demo.log
 	@$(BIN)/python -c "import duckdb; print(duckdb.sql(\"SELECT parse_filename(image_uri) AS image, bbox_x AS x, bbox_y AS y, bbox_width AS width, bbox_height AS height, emotion, round(confidence, 3) AS confidence FROM 'demo/faces/*/*.parquet' QUALIFY rank() OVER (ORDER BY labeled_at DESC) <= 50 ORDER BY labeled_at DESC, image LIMIT 12\"))"
 	@grep '^picture: ' demo.log; rm -f demo.log
 
-test: .venv/ready
+test: .venv/ready browser
 	$(BIN)/python -m pytest
+
+# One test looks at the report of a run with a browser; where none can be installed, it is skipped.
+browser:
+	@command -v chromium google-chrome >/dev/null || ($(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends chromium) \
+	  || echo "no browser can be installed here: the test that needs one will be skipped"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

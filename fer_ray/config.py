@@ -99,6 +99,7 @@ class LabelConfig:
     limit: int | None = option(None, "label only the first N images that are due")
     dry_run: bool = option(False, "say what would be labeled and how long it would take, and write nothing")
     picture: int = option(0, "draw the faces of the first N images with any into reports/<run id>/faces.jpg")
+    thumbnails: bool = option(True, "show sample faces in the run's report, cut again from the images")
     max_error_share: float = option(0.5, "exit with code 3 when more than this share of the images failed")
     alarm_command: str = option("", "run this command then, without a shell; the summary comes as JSON on its standard input")
     batch_size: int = option(64, "images whose faces go through the model together")

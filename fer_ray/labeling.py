@@ -32,6 +32,7 @@ from fer_ray.manifest import Plan, Run, name_run, read_parts, read_plan, read_ru
 from fer_ray.printing import printable
 from fer_ray.publish import clean_up, commit
 from fer_ray.run_log import RunLog
+from fer_ray.run_page import PAGE_FILE, write_report
 from fer_ray.schema import SCHEMA_VERSION, ImageEntry, Status
 from fer_ray.storage import Storage, absolute, join
 
@@ -54,6 +55,8 @@ def label(config: LabelConfig) -> tuple[dict[str, Any], int]:
         print(f"The run {run.run_id} is published already: nothing to do.", flush=True)
         remove_work(run)
         row = read_run(run)
+        if run.storage.find(join(run.output, "reports", run.run_id, PAGE_FILE)) is None:
+            _report(run, row)
     else:
         row = _execute(run)
     summary, failed_share = report.summary(run, row), row["images_failed"] / max(1, row["images_total"])
@@ -135,6 +138,7 @@ def _execute(run: Run) -> dict[str, Any]:
         log.say("stopped", reason=_cause(error))
         raise FerRayError(f"The run {run.run_id} stopped ({_cause(error)}): start the same command again, and it goes on.") from error
     _tidy(run)
+    _report(run, row)
     if row["images_total"] and (run.config.picture or not run.config.input):
         print(f"picture: {report.draw_picture(run, run.config.picture or demo.PICTURE_IMAGES)}", flush=True)
     return row
@@ -147,6 +151,14 @@ def _tidy(run: Run) -> None:
             print(f"removed the unfinished work of run {run_id}: untouched for {run.config.keep_days:g} days", flush=True)
     except (StorageError, OSError) as error:
         print(f"warning: old work could not be removed: {_cause(error)}", file=sys.stderr, flush=True)
+
+
+def _report(run: Run, row: dict[str, Any]) -> None:
+    """Write the page about the run, which is committed: trouble with its report is a warning, whatever it is."""
+    try:
+        print(f"report: {write_report(run, row)}", flush=True)
+    except Exception as error:  # noqa: BLE001 - the run is done and must not fail any more; the next start of the same run tries again
+        print(f"warning: the report could not be written: {_cause(error)}", file=sys.stderr, flush=True)
 
 
 def _label_and_publish(run: Run, plan: Plan, log: RunLog) -> dict[str, Any]:

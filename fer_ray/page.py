@@ -1,9 +1,11 @@
-"""What the pages for people have in common: one HTML file with everything in it, and nothing in it that runs or is fetched."""
+"""What the pages for people have in common: one HTML file with everything in it; it fetches nothing, and no stranger's words run."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -46,14 +48,28 @@ footer { margin-top: 64px; border-top: 1px solid var(--line); padding-top: 12px;
 """
 
 
-def document(title: str, body: str) -> str:
-    """The whole page. `title` is plain text, `body` HTML."""
+def document(title: str, body: str, style: str = "", script: str = "") -> str:
+    """The whole page. `title` is plain text, `body` HTML; `style` is added to that of all pages.
+
+    The browser runs `script` and nothing else: it is told the hash of these words.
+    """
+    allowed = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else ""
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{text(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n<h1>{text(title)}</h1>\n{body}</main>\n</body>\n</html>\n"
+        f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}\">\n"
+        f"<style>{_STYLE}{style}</style>\n</head>\n<body>\n<main>\n<h1>{text(title)}</h1>\n{body}</main>\n"
+        + (f"<script>{script}</script>\n" if script else "")
+        + "</body>\n</html>\n"
     )
+
+
+def data(name: str, content: Any) -> str:
+    """Plain values for a script, in an element of the id `name`; no text in them can end the element or a line."""
+    written = json.dumps(content, separators=(",", ":"))  # ASCII: U+2028 and U+2029 end lines of scripts and are escaped here
+    for char in "<>&":
+        written = written.replace(char, f"\\u{ord(char):04x}")
+    return f'<script type="application/json" id="{name}">{written}</script>\n'
 
 
 def text(value: Any) -> str:

@@ -82,7 +82,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_for(port: str, seconds: float = 30) -> None:
+def wait_for(port: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
