@@ -1,6 +1,6 @@
 """How soon a search with ASHA and TPE finds what random search finds: searches replayed over a table of recorded trainings.
 
-    .venv/bin/python benchmarks/search_efficiency.py [--seeds 100]
+    .venv/bin/python benchmarks/search_efficiency.py [--seeds 300]
     .venv/bin/python benchmarks/search_efficiency.py --record FER2013_FOLDER    # makes the table; goes on where it was interrupted
 
 The table (`recorded_search`) holds every combination of a small space, each trained once for 9 epochs by the product's own loop: small
@@ -170,7 +170,7 @@ def replay(seeds: range, space: Space, curves: Curves) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", metavar="DATASET", help="make the table, from a copy of FER-2013")
-    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=300)
     arguments = parser.parse_args()
     space = read_space(str(TABLE / "space.yaml"))
     if arguments.record:
