@@ -27,7 +27,7 @@ SETTINGS, SEED_INDEX = "settings_json", TRIAL_INDEX  # the keys of what Tune cal
 EPOCH, COST = "epoch", "multiply_adds"
 COMPARABLE = "comparable_epoch"  # what population based training goes by: the epoch, but for the last one
 # After two epochs, with the learning rate still rising, slow starters that end best are stopped, and TPE learns from it to avoid them.
-REDUCTION, GRACE_EPOCHS = 3, 3
+REDUCTION, GRACE_EPOCHS, RANDOM_TRIALS = 3, 3, 7
 # What may change in the middle of a training: the weights and the optimizer's state go on fitting.
 CHANGEABLE = {
     *AugmentationConfig.__dataclass_fields__,
@@ -68,8 +68,8 @@ def make_searcher(config: TuneConfig, space: Space) -> Searcher:
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-    sampler = samplers[config.searcher](seed=config.search_seed)
+    guided = optuna.samplers.TPESampler(n_startup_trials=RANDOM_TRIALS, seed=config.search_seed)
+    sampler = guided if config.searcher == "tpe" else optuna.samplers.RandomSampler(seed=config.search_seed)
     metrics, modes = ([config.objective, COST], [mode(config), "min"]) if config.low_cost else (config.objective, mode(config))
     searcher = OptunaSearch(_Proposer(space), metric=metrics, mode=modes, sampler=sampler)
     return _Seeds(searcher, config.seeds) if config.seeds > 1 else searcher
