@@ -101,7 +101,7 @@ def start(head: Head, folder: Path) -> None:
     command += ["--min-worker-port=0", "--max-worker-port=0", f"--dashboard-port={head.port}", "--object-store-memory=200000000"]
     command += [f"--{name}={free_port()}" for name in ("port", "dashboard-agent-listen-port", "ray-client-server-port")]
     for _ in range(3):
-        started = subprocess.run(command, cwd=folder, env=head.environment, capture_output=True, text=True, timeout=200, check=False)
+        started = subprocess.run(command, cwd=folder, env=head.environment, capture_output=True, text=True, timeout=400, check=False)
         if started.returncode == 0:
             return
         head.stop()
