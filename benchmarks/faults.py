@@ -54,7 +54,7 @@ class Job:
 
     def __init__(self, endpoint: str, output: Path, environment: dict[str, str]) -> None:
         command = [sys.executable, "jobs/label.py", "--input", f"s3://{BUCKET}", "--output", str(output), "--s3-endpoint", endpoint]
-        command += ["--run-id", RUN_ID, "--run-date", RUN_DATE]
+        command += ["--run-id", RUN_ID, "--run-date", RUN_DATE, "--no-thumbnails"]  # these are fetched again for the report
         self.log = output.with_suffix(".log").open("ab")
         self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=self.log, stderr=self.log)
         self.seen: dict[int, psutil.Process] = {}

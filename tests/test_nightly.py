@@ -103,7 +103,7 @@ def test_a_night_that_cannot_write_stops_with_a_sentence_and_goes_on_when_it_can
         client.put_object(Bucket="full", Key=f"in/{number:02d}.jpg", Body=photographs["grace_hopper"].read_bytes())
     proxy = FaultyProxy(s3_server.endpoint)
     try:
-        night = LabelConfig(("s3://full/in",), "s3://full/tables", s3_endpoint=proxy.endpoint)
+        night = LabelConfig(("s3://full/in",), "s3://full/tables", s3_endpoint=proxy.endpoint, thumbnails=False)
         for full, where in (("PUT .*_staging/.*0016.parquet", "_staging"), ("PUT .*/faces/", "/faces/")):
             proxy.full = full
             with pytest.raises(FerRayError, match=f"stopped .*{where}.*InsufficientStorage.*start the same command again"):
