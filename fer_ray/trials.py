@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -208,12 +209,14 @@ def leaderboard(trials: Iterable[Trial], objective: str, costs: Mapping[str, Has
     `objective` is `accuracy` or `macro_f1`, of which more is better, or `nll`, of which less is.
     """
     known = costs or {}
-    judged: dict[str, list[tuple[float, Trial, TrialEpoch]]] = {}
+    judged: dict[tuple[str, int], list[tuple[float, Trial, TrialEpoch]]] = {}
+    tries: Counter[tuple[str, int]] = Counter()  # a searcher may propose the same twice: only other seeds belong together
     for trial in trials:
         epoch = trial.best(objective)
         value = epoch.value(objective) if epoch else None
         if trial.status != FAILED and epoch is not None and value is not None:
-            judged.setdefault(trial.configuration, []).append((value, trial, epoch))
+            tries[trial.configuration, trial.seed] += 1
+            judged.setdefault((trial.configuration, tries[trial.configuration, trial.seed]), []).append((value, trial, epoch))
     places = []
     for several in judged.values():
         _, trial, epoch = max(several, key=lambda one: gain(objective, one[0]))
