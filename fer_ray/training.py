@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 BEST, STATE_FILE, TENSORBOARD = "best", "state.npz", "tensorboard"
+KEPT = "finished checkpoints, if any, are kept in"
 PROGRESS_FILE, FAILURE_FILE, REQUEST_FILE = "progress.txt", "failure.txt", "request.json"
 REPORT_SECONDS = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
@@ -188,7 +189,7 @@ def run_trainer(trainer: DataParallelTrainer, storage: str) -> Path:
     """
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    kept = f"finished checkpoints, if any, are kept in {storage}"
+    kept = f"{KEPT} {storage}"
     failure = Path(storage) / FAILURE_FILE
     failure.unlink(missing_ok=True)  # that of an earlier try
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -14,7 +15,7 @@ import ray.tune
 
 from fer_ray import bundle
 from fer_ray.recipe import OptimizationConfig
-from fer_ray.training import BEST
+from fer_ray.training import BEST, KEPT
 from fer_ray.trials import COMPLETED, FAILED, STOPPED, Trial, TrialEpoch
 
 SETTINGS_FILE, TRIALS_FOLDER, TUNE_FOLDER = "settings.json", "trials", "tune"
@@ -47,11 +48,12 @@ def _endings(output: Path, trainable: Callable[..., None]) -> dict[str, tuple[st
     return {name: (FAILED, reason_of(error, name)) if error else (COMPLETED, None) for name, error in names.items()}
 
 
-def reason_of(error: BaseException | None, trial_id: str) -> str:
+def reason_of(error: BaseException | None, trial_id: str = "") -> str:
     """Why a trial failed, in words that are the same for all that fail alike."""
     lines = [line for line in str(error or "").strip().splitlines() if line.strip()]
-    words = [word for word in (lines[-1].split() if lines else [type(error).__name__]) if trial_id not in word]
-    return " ".join(words)[:REASON_LENGTH]
+    reason = re.sub(r"^fer_ray\.errors\.\w+: ", "", lines[-1].strip() if lines else type(error).__name__)
+    reason = reason.partition(KEPT)[0].rstrip(" (:;")
+    return " ".join(word for word in reason.split() if not trial_id or trial_id not in word)[:REASON_LENGTH]
 
 
 def _trial(folder: Path, status: str, error: str | None) -> Trial:

@@ -63,7 +63,9 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     if not board:
         reasons = Counter(trial.error or "no epoch was finished" for trial in trials)
         raise TrainingError(f"None of {len(trials)} trials gave a result ({printable(reasons.most_common(1)[0][0])}): see {output}.")
-    _leave_results(config, space, output, trials, board, time.monotonic() - started)
+    costs = _measure_costs(space, board)
+    board = leaderboard(trials, config.objective, costs)  # now equals go to the cheaper
+    _leave_results(config, space, output, trials, board, costs, time.monotonic() - started)
     best = board[0]
     return {
         "trials": len(trials),
@@ -174,7 +176,10 @@ def _run(config: TuneConfig, space: Space, output: Path, at_a_time: int) -> None
                 verbose=0,
             ),
         )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except ray.tune.TuneError as error:  # what a callback raised, as text
+        raise TrainingError(f"{reason_of(error).rstrip('.')}; see {output}.") from error
 
 
 def _head_share(config: TuneConfig, at_a_time: int) -> float:
@@ -271,10 +276,12 @@ class _Progress(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
         print(f"trial {trial.trial_id} failed: {printable(reason)}", flush=True)
         self.alike = (reason, self.alike[1] + 1 if self.alike[0] == reason else 1)
         if self.alike[1] >= EQUAL_FAILURES:
-            raise TrainingError(f"{EQUAL_FAILURES} trials in a row failed in the same way ({printable(reason)}): the search was stopped.")
+            raise TrainingError(f"{EQUAL_FAILURES} trials in a row failed in the same way ({printable(reason)}): the search was stopped")
 
 
-def _leave_results(config: TuneConfig, space: Space, output: Path, trials: list[Trial], board: list[Standing], seconds: float) -> None:
+def _leave_results(
+    config: TuneConfig, space: Space, output: Path, trials: list[Trial], board: list[Standing], costs: dict[str, Cost], seconds: float
+) -> None:
     storage, best = Storage(), board[0].trial
     write_trials(storage, str(output), [row for trial in trials for row in trial.rows()])
     (output / BEST_FILE).write_text(to_yaml(best.settings), encoding="utf-8")
@@ -282,7 +289,6 @@ def _leave_results(config: TuneConfig, space: Space, output: Path, trials: list[
     shutil.copytree(_bundle_of(output, best), output / BEST_MODEL)
     facts = {"searcher": config.searcher, "scheduler": config.scheduler, "data set": config.data.dataset, "space": config.space}
     summary = SearchSummary(Path(config.output).name, config.objective, best=best.trial_id, seconds=seconds, facts=facts)
-    costs = _measure_costs(space, board)
     write_report(storage, str(output), summary, trials, costs)
     if config.low_cost:
         _leave_front(output, board, costs)
