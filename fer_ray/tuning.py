@@ -209,6 +209,11 @@ def run_trial(proposed: dict[str, Any], config: TuneConfig, space_text: tuple[st
         _run_generations(config, training, folder)
         return
     cost = {COST: multiply_adds(build(training.recipe.model, CLASSES, NO_WEIGHTS))} if config.low_cost else {}
+    best = best_bundle(folder)
+    done = read_epochs(best) if best else []
+    if len(done) >= config.epochs:  # all was done but told: Tune takes no trial that ends without a word
+        ray.tune.report({**dataclasses.asdict(done[-1]), **cost})
+        return
     run_trainer(make_trainer(training, str(folder), (_report_with(cost),), config.gpus_per_worker), str(folder))
 
 
@@ -227,7 +232,10 @@ def _run_generations(config: TuneConfig, training: TrainConfig, folder: Path) ->
     """Population based training: between two comparisons lies a training, from the trial's own checkpoint or a better trial's."""
     begun = ray.tune.get_checkpoint()
     start = begun.path if begun else ""
-    epoch = len(read_epochs(Path(start) / BEST)) if start else 0
+    done = read_epochs(Path(start) / BEST) if start else []
+    epoch = len(done)
+    if epoch >= config.epochs:
+        ray.tune.report({**dataclasses.asdict(done[-1]), COMPARABLE: epoch - 1})
     while epoch < config.epochs:
         begin, epoch = epoch, min(epoch + config.pbt_interval, config.epochs)
         origin = hashlib.sha256(f"{training.recipe}{start}".encode()).hexdigest()[:8]
