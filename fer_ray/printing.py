@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
+
 
 def printable(text: str) -> str:
     """Names and errors come from strangers: what a terminal would obey is shown escaped."""
@@ -19,3 +21,10 @@ def some(names: Iterable[str], limit: int = 3) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 image`, `1,200 images`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12.5 min`, `3.2 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f}{NO_BREAK_SPACE}s"
+    return f"{seconds / 60:.1f}{NO_BREAK_SPACE}min" if seconds < 90 * 60 else f"{seconds / 3600:.1f}{NO_BREAK_SPACE}h"

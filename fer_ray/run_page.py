@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import datetime
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from fer_ray.face_samples import FaceSample, read_samples
 from fer_ray.manifest import Run
 from fer_ray.page import data, document, text
-from fer_ray.printing import counted
+from fer_ray.printing import counted, duration
 from fer_ray.run_figures import BINS, LABELS, OTHERS, STATUSES, FolderFigures, RunFigures, measure
 from fer_ray.run_history import (
     LARGE,
@@ -30,15 +29,28 @@ from fer_ray.run_history import (
     record_of,
     write_record,
 )
+from fer_ray.run_page_parts import (
+    ADDRESS_LENGTH,
+    NOTHING,
+    SPACE,
+    percent,
+    plain_cells,
+    points,
+    rows_table,
+    short,
+    table_row,
+    tinted_shares,
+    upright_bars,
+    utc,
+    value_cells,
+)
+from fer_ray.run_page_work import details, throughput
 from fer_ray.storage import join
 
 PAGE_FILE = "report.html"
-MOST_FOLDERS, MOST_DAYS, MOST_ERROR_ROWS, MOST_BARS = 50, 40, 200, 120
-LEAST_BARS = 4
+MOST_FOLDERS, MOST_DAYS, MOST_ERROR_ROWS = 50, 40, 200
 SAMPLES_PER_EMOTION, DOUBTFUL_SAMPLES, NAMED_PARTS = 6, 12, 6
-NAME_LENGTH, ADDRESS_LENGTH, SENTENCE_LENGTH = 40, 160, 300
-NOTHING, SPACE, MINUS = "\N{EN DASH}", "\N{NO-BREAK SPACE}", "\N{MINUS SIGN}"
-_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
+NAME_LENGTH, SENTENCE_LENGTH = 40, 300
 _MEANINGS = {
     "ok": "with faces",
     "no_face": "no face found",
@@ -93,9 +105,9 @@ def run_page(report: RunReport) -> str:
     shown = _Shown.of(report)
     labeled = bool(shown.total.images)
     found = [_filters(shown), _emotions(shown), _samples(shown), _folders(shown)] if labeled else []
-    work = [_failures(shown), _throughput(shown.figures), data("data", _for_script(shown))] if labeled else []
+    work = [_failures(shown), throughput(shown.figures), data("data", _for_script(shown))] if labeled else []
     footer = f'<footer class="muted"><p>{_PSI}</p></footer>\n'
-    sections = [_head(report), _drift(shown), _cards(report), *found, _days(shown), *work, _details(report.row), footer]
+    sections = [_head(report), _drift(shown), _cards(report), *found, _days(shown), *work, details(report.row), footer]
     pages = resources.files("fer_ray").joinpath("pages")
     style, script = (pages.joinpath(f"run_report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return document(f"Labeling run {report.row['run_id']}", "".join(sections), style, script if labeled else "")
@@ -128,41 +140,15 @@ class _Shown:
         """The folder as HTML."""
         if folder == OTHERS:
             return "<em>all others</em>"
-        return text(_short(folder.rstrip("/"), ADDRESS_LENGTH)) if folder else "<em>no folder below</em>"
-
-
-def _short(words: str, length: int) -> str:
-    """Words with their middle left out where they are longer."""
-    return words if len(words) <= length else f"{words[: length // 2]}\N{HORIZONTAL ELLIPSIS}{words[-length // 2 + 1 :]}"
-
-
-def _percent(part: float, total: float, digits: int = 1) -> str:
-    return f"{part / total:.{digits}%}".replace("%", f"{SPACE}%") if total else NOTHING
-
-
-def _points(difference: float) -> str:
-    """A difference of shares in percentage points."""
-    rounded = f"{100 * difference:+.1f}"
-    return "0.0" if float(rounded) == 0 else rounded.replace("-", MINUS)
-
-
-def _time(moment: datetime.datetime) -> str:
-    return f"{moment.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _duration(seconds: float) -> str:
-    """`40 s`, `12.5 min`, `3.2 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f}{SPACE}s"
-    return f"{seconds / 60:.1f}{SPACE}min" if seconds < 90 * 60 else f"{seconds / 3600:.1f}{SPACE}h"
+        return text(short(folder.rstrip("/"), ADDRESS_LENGTH)) if folder else "<em>no folder below</em>"
 
 
 def _head(report: RunReport) -> str:
     row = report.row
     took = (row["finished_at"] - row["started_at"]).total_seconds()
     return (
-        f'<p class="facts">{text(_short(row["input_uri"], 2 * ADDRESS_LENGTH))}; model {text(row["model_version"])}; '
-        f"{_time(row['started_at'])} to {_time(row['finished_at'])} ({_duration(took)})</p>\n"
+        f'<p class="facts">{text(short(row["input_uri"], 2 * ADDRESS_LENGTH))}; model {text(row["model_version"])}; '
+        f"{utc(row['started_at'])} to {utc(row['finished_at'])} ({duration(took)})</p>\n"
         f'<p class="note">{_RESPONSIBLE}</p>\n'
     )
 
@@ -195,7 +181,7 @@ def _largest_moves(now: Mapping[str, int], before: Mapping[str, int]) -> str:
     total, total_before = sum(now.values()), sum(before.values())
     moves = sorted(LABELS, key=lambda name: -abs(now.get(name, 0) / total - before.get(name, 0) / total_before))
     return ", ".join(
-        f"{name} {_percent(before.get(name, 0), total_before, 0)} to {_percent(now.get(name, 0), total, 0)}" for name in moves[:3]
+        f"{name} {percent(before.get(name, 0), total_before, 0)} to {percent(now.get(name, 0), total, 0)}" for name in moves[:3]
     )
 
 
@@ -204,9 +190,9 @@ def _cards(report: RunReport) -> str:
     images, faces = row["images_total"], row["faces_total"]
     cards = (
         ("Images labeled", f"{images:,}", f"{row['images_skipped']:,} more were labeled before"),
-        ("With faces", f"{row['images_ok']:,}", f"{_percent(row['images_ok'], images)} of the images"),
-        ("Without a face", f"{row['images_no_face']:,}", f"{_percent(row['images_no_face'], images)} of the images"),
-        ("Failed", f"{row['images_failed']:,}", f"{_percent(row['images_failed'], images)} of the images"),
+        ("With faces", f"{row['images_ok']:,}", f"{percent(row['images_ok'], images)} of the images"),
+        ("Without a face", f"{row['images_no_face']:,}", f"{percent(row['images_no_face'], images)} of the images"),
+        ("Failed", f"{row['images_failed']:,}", f"{percent(row['images_failed'], images)} of the images"),
         ("Faces", f"{faces:,}", f"{row['faces_left_out']:,} more too small or too doubtful"),
         ("Images a second", f"{row['images_per_second']:,.1f}", f"{counted(row['cpu_count'], 'CPU')}, {counted(row['gpu_count'], 'GPU')}"),
     )
@@ -232,20 +218,7 @@ def _filters(shown: _Shown) -> str:
 
 
 def _option_name(folder: str) -> str:
-    return _short(folder.rstrip("/"), 2 * NAME_LENGTH) if folder not in ("", OTHERS) else "(all others)" if folder else "(no folder below)"
-
-
-def _row(attributes: Mapping[str, Any], cells: Iterable[str]) -> str:
-    given = "".join(f' data-{name}="{text(value)}"' for name, value in attributes.items())
-    return f"<tr{given}>{''.join(cells)}</tr>\n"
-
-
-def _rows_table(header: Sequence[str], rows: Iterable[str], name: str = "", kind: str = "wide") -> str:
-    head = "".join(cell if cell.startswith("<th") else f"<th>{cell}</th>" for cell in header)
-    identity = f' id="{name}"' if name else ""
-    return (
-        f'<div class="scroll {kind}"{identity}><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{"".join(rows)}</tbody>\n</table></div>\n'
-    )
+    return short(folder.rstrip("/"), 2 * NAME_LENGTH) if folder not in ("", OTHERS) else "(all others)" if folder else "(no folder below)"
 
 
 def _emotions(shown: _Shown) -> str:
@@ -256,17 +229,13 @@ def _emotions(shown: _Shown) -> str:
     rows = []
     for name in shown.emotions:
         n, earlier = counts.get(name, 0), shown.before.get(name, 0)
-        change = _points(n / faces - earlier / before) if faces and before else NOTHING
-        values = {"count": f"{n:,}", "share": _percent(n, faces), "before": _percent(earlier, before), "change": change}
+        change = points(n / faces - earlier / before) if faces and before else NOTHING
+        values = {"count": f"{n:,}", "share": percent(n, faces), "before": percent(earlier, before), "change": change}
         bar = f'<td class="measure"><span class="bar" style="width:{100 * n / most:.4g}%"></span></td>'
-        rows.append(_row({"emotion": name}, [f"<td>{name}</td>", *_cells(values), bar]))
+        rows.append(table_row({"emotion": name}, [f"<td>{name}</td>", *value_cells(values), bar]))
     header = ("emotion", "faces", "share", "earlier runs", "points", '<th class="measure"></th>')
-    listed = _rows_table(header, rows, "emotions")
+    listed = rows_table(header, rows, "emotions")
     return f'<h2>Emotions</h2>\n{_compared(shown)}<div class="columns"><div>\n<h3>Shares</h3>\n{listed}</div>\n{_confidence(shown)}</div>\n'
-
-
-def _cells(values: Mapping[str, str]) -> list[str]:
-    return [f'<td data-cell="{name}">{value}</td>' for name, value in values.items()]
 
 
 def _compared(shown: _Shown) -> str:
@@ -292,22 +261,11 @@ def _confidence(shown: _Shown) -> str:
     bins = shown.total.faces.sum(axis=0)
     bars = [(int(n), f"{100 * number / BINS:.0f} to {100 * (number + 1) / BINS:.0f}{SPACE}%", "faces") for number, n in enumerate(bins)]
     return (
-        f'<div id="confidence"><h3>Confidence</h3>\n{_bars(bars)}<div class="scale"><span>0{SPACE}%</span><span>50{SPACE}%</span>'
+        f'<div id="confidence"><h3>Confidence</h3>\n{upright_bars(bars)}<div class="scale"><span>0{SPACE}%</span><span>50{SPACE}%</span>'
         f'<span>100{SPACE}%</span></div>\n<p class="muted">Calibrated probability of the emotion that was given, of '
         f'<span id="confidence-faces">{int(bins.sum()):,}</span> faces; the highest bar is '
         f'<span id="confidence-most">{int(bins.max()):,}</span>.</p></div>\n'
     )
-
-
-def _bars(bars: Sequence[tuple[float, str, str]]) -> str:
-    """Upright bars of a value, what it is for (HTML), and its unit."""
-    most = max([value for value, *_ in bars] + [1e-9])
-    spans = ""
-    for value, label, unit in bars:
-        kind, height = "" if value else ' class="none"', f"{100 * value / most:.4g}%"
-        title = f"{label}: {value:,.6g} {unit}"
-        spans += f'<span{kind} style="height:{height}" data-range="{label}" title="{title}"></span>'
-    return f'<div class="bars">{spans}</div>\n'
 
 
 def _samples(shown: _Shown) -> str:
@@ -330,11 +288,11 @@ def _samples(shown: _Shown) -> str:
 def _sample(shown: _Shown, face: FaceSample, label: str) -> str:
     folder = list(shown.figures.folders).index(shown.figures.folder_of(face.image_uri))
     name = face.image_uri.rpartition("/")[2]
-    confidence = _percent(face.confidence, 1, 0)
+    confidence = percent(face.confidence, 1, 0)
     return (
-        f'<figure data-folder="{folder}" data-emotion="{text(face.emotion)}" title="{text(_short(face.image_uri, ADDRESS_LENGTH))}">'
+        f'<figure data-folder="{folder}" data-emotion="{text(face.emotion)}" title="{text(short(face.image_uri, ADDRESS_LENGTH))}">'
         f'<img src="data:image/jpeg;base64,{base64.b64encode(face.jpeg).decode()}" alt="{text(face.emotion)}, {confidence}">'
-        f"<figcaption><b>{label}{confidence}</b>{text(_short(name, NAME_LENGTH))}</figcaption></figure>\n"
+        f"<figcaption><b>{label}{confidence}</b>{text(short(name, NAME_LENGTH))}</figcaption></figure>\n"
     )
 
 
@@ -347,26 +305,13 @@ def _folders(shown: _Shown) -> str:
     for number, (name, one) in enumerate(folders.items()):
         failed, before = one.images - int(one.statuses[:2].sum()), sum(shown.folders_before.get(name, Counter()).values())
         cells = [shown.name_of(name), f"{one.images:,}", f"{failed:,}" if failed else NOTHING, f"{int(one.faces.sum()):,}"]
-        cells += [*_tinted(one.emotions, shown.emotions), _index(shown.drift_of(name)), f"{before:,}" if before else NOTHING]
-        rows.append(_row({"folder": number}, _plain(cells)))
-    base = text(_short(shown.figures.base, ADDRESS_LENGTH))
+        cells += [*tinted_shares(one.emotions, shown.emotions), _index(shown.drift_of(name)), f"{before:,}" if before else NOTHING]
+        rows.append(table_row({"folder": number}, plain_cells(cells)))
+    base = text(short(shown.figures.base, ADDRESS_LENGTH))
     below = f"Below {base}, {'one level' if shown.figures.levels == 1 else 'up to two levels'} deep" if shown.figures.base else "By folder"
     more = f"; the {MOST_FOLDERS} with the most images" if OTHERS in folders else ""
     note = f'<p class="muted">{below}{more}. Shares are of the folder\'s faces.</p>\n'
-    return f"<h2>Folders</h2>\n{note}{_rows_table(header, rows, 'folders', 'shares')}"
-
-
-def _plain(cells: Iterable[str]) -> list[str]:
-    return [cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in cells]
-
-
-def _tinted(counts: Mapping[str, int], emotions: Sequence[str]) -> list[str]:
-    """Shares, the larger the darker."""
-    total = sum(counts.values())
-    return [
-        f'<i style="--share:{counts.get(name, 0) / total:.3f}">{_percent(counts.get(name, 0), total, 0)}</i>' if total else NOTHING
-        for name in emotions
-    ]
+    return f"<h2>Folders</h2>\n{note}{rows_table(header, rows, 'folders', 'shares')}"
 
 
 def _index(drift: Drift) -> str:
@@ -389,7 +334,7 @@ def _days(shown: _Shown) -> str:
             counts.update(one)
         this = date == row["run_date"]
         cells = [f"{date}{' (this run)' if this else ''}", f"{len(days[date]):,}", f"{sum(counts.values()):,}"]
-        rows.append(_row({}, _plain([*cells, *_tinted(counts, shown.emotions), _index(drift_of(counts, before))])))
+        rows.append(table_row({}, plain_cells([*cells, *tinted_shares(counts, shown.emotions), _index(drift_of(counts, before))])))
         before.update(counts)
     if not shown.emotions:
         return ""
@@ -397,18 +342,18 @@ def _days(shown: _Shown) -> str:
     left_out = len(rows) - MOST_DAYS
     more = f" {counted(left_out, 'earlier day')} left out here." if left_out > 0 else ""
     note = f'<p class="muted">Runs of this model; PSI of each day against all the days before it.{more}</p>\n'
-    return f"<h2>Days</h2>\n{note}{_rows_table(header, rows[::-1][:MOST_DAYS], 'days', 'shares')}"
+    return f"<h2>Days</h2>\n{note}{rows_table(header, rows[::-1][:MOST_DAYS], 'days', 'shares')}"
 
 
 def _failures(shown: _Shown) -> str:
     total, before = shown.total, pooled(shown.report.earlier, "statuses")
     rows = []
     for name, n in zip(STATUSES, total.statuses.tolist(), strict=True):
-        values = {"count": f"{n:,}", "share": _percent(n, total.images)}
-        earlier = f"<td>{_percent(before.get(name, 0), sum(before.values()))}</td>"
+        values = {"count": f"{n:,}", "share": percent(n, total.images)}
+        earlier = f"<td>{percent(before.get(name, 0), sum(before.values()))}</td>"
         bar = f'<td class="measure"><span class="bar" style="width:{100 * n / max(total.images, 1):.4g}%"></span></td>'
-        rows.append(_row({"status": name}, [f"<td>{name}<small>{_MEANINGS[name]}</small></td>", *_cells(values), earlier, bar]))
-    statuses = _rows_table(("status", "images", "share", "earlier runs", '<th class="measure"></th>'), rows, "statuses")
+        rows.append(table_row({"status": name}, [f"<td>{name}<small>{_MEANINGS[name]}</small></td>", *value_cells(values), earlier, bar]))
+    statuses = rows_table(("status", "images", "share", "earlier runs", '<th class="measure"></th>'), rows, "statuses")
     return f"<h2>Images and failures</h2>\n{statuses}{_errors(shown)}"
 
 
@@ -420,65 +365,19 @@ def _errors(shown: _Shown) -> str:
     rows = []
     for one in errors[:MOST_ERROR_ROWS]:
         cells = [
-            f'<td class="text">{text(_short(one.sentence, SENTENCE_LENGTH))}</td>',
+            f'<td class="text">{text(short(one.sentence, SENTENCE_LENGTH))}</td>',
             f"<td>{one.images:,}</td>",
             f'<td class="text">{text(one.status)}</td>',
             f'<td class="text folder">{shown.name_of(one.folder)}</td>',
-            f'<td class="text">{text(_short(one.example[len(shown.figures.base) :], ADDRESS_LENGTH))}</td>',
+            f'<td class="text">{text(short(one.example[len(shown.figures.base) :], ADDRESS_LENGTH))}</td>',
         ]
-        rows.append(_row({"status": one.status, "folder": numbers.get(one.folder, "")}, cells))
+        rows.append(table_row({"status": one.status, "folder": numbers.get(one.folder, "")}, cells))
     header = ("reason", "images", *(f'<th class="text">{name}</th>' for name in ("status", "folder", "for example")))
     left_out = len(errors) - len(rows)
     more = f" {counted(left_out, 'rarer one')} left out here: the table images has them all." if left_out else ""
     note = f'<p class="muted">The commonest reasons by folder; numbers in them are shown as #.{more}</p>\n'
     none = '<p data-none-of=".errors tbody tr" hidden>No image that fits the choice failed.</p>\n'
-    return f"<h3>Reasons</h3>\n{note}{_rows_table(header, rows, kind='wide errors')}{none}"
-
-
-def _throughput(figures: RunFigures) -> str:
-    if not figures.times:
-        return ""
-    first, last = min(figures.times), max(figures.times)
-    step = next(
-        (step for step in _STEPS if step >= figures.time_step and (last - first) / step < MOST_BARS), (last - first) // MOST_BARS + 1
-    )
-    counts = [0] * ((last - first) // step + 1)
-    for second, n in figures.times.items():
-        counts[(second - first) // step] += n
-    if len(counts) < LEAST_BARS:
-        return ""
-    bars = []
-    for number, n in enumerate(counts):
-        moment = datetime.datetime.fromtimestamp(first + number * step, datetime.UTC)
-        bars.append((n * 60 / step, f"{moment:%Y-%m-%d %H:%M:%S}", "images a minute"))
-    start, end = (f"{datetime.datetime.fromtimestamp(second, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC" for second in (first, last))
-    return (
-        f'<h2>Throughput</h2>\n<p class="muted">Images a minute, in steps of {_duration(step)}; the highest bar is '
-        f"{max(counts) * 60 / step:,.0f}. Images count when the part of up to 512 that they belong to was done.</p>\n"
-        f'<div id="throughput">{_bars(bars)}<div class="scale"><span>{start}</span><span>{end}</span></div></div>\n'
-    )
-
-
-def _details(row: Mapping[str, Any]) -> str:
-    facts = {
-        "run": row["run_id"],
-        "run date": row["run_date"],
-        "status": row["status"],
-        "input": _short(row["input_uri"], 4 * ADDRESS_LENGTH),
-        "started": _time(row["started_at"]),
-        "finished": _time(row["finished_at"]),
-        "model": row["model_version"],
-        "detector": row["detector_version"],
-        "fer_ray": row["fer_ray_version"],
-        "Ray": row["ray_version"],
-        "commit": row["git_commit"] or NOTHING,
-        "CPUs, GPUs": f"{row['cpu_count']}, {row['gpu_count']}",
-    }
-    rows = [_row({}, [f"<td>{name}</td>", f"<td>{text(value)}</td>"]) for name, value in facts.items()]
-    lines = json.dumps(json.loads(row["config_json"])["config"], indent=2).splitlines()
-    settings = "\n".join(text(line) for line in lines)
-    listed = f'<div class="scroll details"><table><tbody>\n{"".join(rows)}</tbody></table></div>\n'
-    return f"<h2>The run</h2>\n{listed}<details><summary>All settings</summary><pre>{settings}</pre></details>\n"
+    return f"<h3>Reasons</h3>\n{note}{rows_table(header, rows, kind='wide errors')}{none}"
 
 
 def _for_script(shown: _Shown) -> dict[str, Any]:

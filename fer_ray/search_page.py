@@ -25,7 +25,7 @@ from fer_ray.importance import (
     worded,
 )
 from fer_ray.page import document, figure, table, text
-from fer_ray.printing import counted, some
+from fer_ray.printing import counted, duration, some
 from fer_ray.search_figures import BEST_CURVES, LABELS, MOST_AXES, SHARES, CostPoint
 from fer_ray.space import to_yaml
 from fer_ray.storage import Storage, join
@@ -141,14 +141,14 @@ def _head(found: _Findings) -> str:
     epochs, seconds = sum(len(trial.epochs) for trial in trials), sum(trial.seconds for trial in trials)
     direction = "less is better" if search.objective in LESS_IS_BETTER else "more is better"
     statuses = ", ".join(f"{count:,} {text(status)}" for status, count in Counter(trial.status for trial in trials).most_common())
-    whole = f"the search took {_duration(search.seconds)}" if search.seconds is not None else "over all trials"
+    whole = f"the search took {duration(search.seconds)}" if search.seconds is not None else "over all trials"
     best = found.best
     where = f"{text(best.trial.trial_id)}, epoch {best.epoch.epoch}" if best else "no trial reached a figure"
     cards = (
         (f"Best {LABELS[search.objective]}", _value(search.objective, best.value if best else None), where),
         ("Trials", f"{len(trials):,}", statuses or NOTHING),
         ("Epochs", f"{epochs:,}", f"{epochs / len(trials):.1f} a trial" if trials else NOTHING),
-        ("Time of training", _duration(seconds), whole),
+        ("Time of training", duration(seconds), whole),
     )
     shown = "".join(
         f'<div class="card"><span class="name">{name}</span><b>{value}</b><span>{note}</span></div>\n' for name, value, note in cards
@@ -158,13 +158,6 @@ def _head(found: _Findings) -> str:
         f'<p class="facts">Objective: {LABELS[search.objective]} on the validation images, the best epoch of each trial; {direction}'
         f'{"; " + facts if facts else ""}</p>\n<div class="cards">\n{shown}</div>\n'
     )
-
-
-def _duration(seconds: float) -> str:
-    """`40 s`, `12.5 min`, `3.2 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f}{SPACE}s"
-    return f"{seconds / 60:.1f}{SPACE}min" if seconds < 90 * 60 else f"{seconds / 3600:.1f}{SPACE}h"
 
 
 def _value(name: str, value: float | None, digits: int = 2) -> str:
@@ -220,7 +213,7 @@ def _row(found: _Findings, standing: Standing) -> list[str]:
         *(_value(name, epoch.value(name)) for name in _others(found)),
         f"{epoch.epoch:,}",
         f"{len(trial.epochs):,}",
-        _duration(trial.seconds),
+        duration(trial.seconds),
         f"{cost.multiply_adds / 1e6:,.1f}" if cost else NOTHING,
         _milliseconds(cost.milliseconds if cost else None),
     ]

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import importlib.util
 import io
 import itertools
 import json
@@ -204,7 +203,6 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome on the path: apt-get install chromium")
-@pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed: pip install -e '.[test]'")
 def test_a_browser_shows_the_report_without_an_error_and_its_choices_narrow_it(
     night: tuple[LabelConfig, Path], nights: dict[str, Path]
 ) -> None:
