@@ -108,12 +108,18 @@ class LabelConfig:
         None,
         "labeling processes, one CPU each; a cluster may grow for them (default: one for each CPU that it has)",
     )
+    gpus: float | None = option(
+        None,
+        "GPUs for the model, in processes of their own: 2, 0.5 for half of one, 0 to keep it on the CPUs (default: those that are free)",
+    )
     labeling: LabelingConfig = field(default_factory=LabelingConfig)
 
     def __post_init__(self) -> None:
         check(bool(self.output) or not self.input, "Where to? Give --output FOLDER for the tables.")
         check(self.limit is None or self.limit > 0, "The setting limit must be above 0.")
         check(self.workers is None or self.workers > 0, "The setting workers must be above 0.")
+        if self.gpus:
+            check_part(self, "gpus")
         check_share(self, "max_error_share")
         check_positive(self, "batch_size", "keep_days")
         parts = urlsplit(self.s3_endpoint)

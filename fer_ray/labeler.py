@@ -9,14 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from fer_ray import bundle
-from fer_ray.config import LabelingConfig
+from fer_ray.config import CropGeometry, LabelingConfig
 from fer_ray.decoder import DecodedImage, decode
 from fer_ray.detector import Detection, FaceDetector, crop_face, sharpness
 from fer_ray.errors import ImageError
@@ -72,6 +72,24 @@ class _Prepared:
     crops: Sequence[UInt8Array] = ()
 
 
+class Classifier(Protocol):
+    """A model as the labeler needs it: a `Bundle`, or one that calculates elsewhere."""
+
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def color(self) -> str: ...
+    @property
+    def crop(self) -> CropGeometry: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def model_version(self) -> str: ...
+
+    def probabilities(self, images: UInt8Array) -> npt.NDArray[np.float64]:
+        """Calibrated probabilities (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB."""
+
+
 class Labeler:
     """Finds the faces of images and labels their apparent emotions; load it once and give it many images at a time.
 
@@ -82,21 +100,22 @@ class Labeler:
                 print(face.bbox, face.emotion, face.confidence)
     """
 
-    def __init__(self, model: str | None = None, config: LabelingConfig | None = None, threads: int | None = None) -> None:
+    def __init__(self, model: str | Classifier | None = None, config: LabelingConfig | None = None, threads: int | None = None) -> None:
         """Load a bundle (the one of the package by default); `threads` bounds what OpenCV and TensorFlow use in this process.
+
+        A model that is loaded already is taken as it is.
 
         Raises:
             BundleError: the model cannot be used.
         """
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        if threads:
-            _limit_threads(threads)
         self.config = config or LabelingConfig()
-        self._bundle = bundle.load(bundle.resolve(model or ""), self.config.flip)
+        if threads:
+            cv2.setNumThreads(threads)
+        self._model = load_model(model or "", self.config.flip, threads) if isinstance(model, str | None) else model
         self._detector = FaceDetector(self.config.detector_side, self.config.min_face_score, threads)
         self.stage_seconds: defaultdict[str, float] = defaultdict(float)  # spent so far on decoding, detecting, classifying
-        self.model_version = self._bundle.model_version
-        self.classes = self._bundle.classes
+        self.model_version = self._model.model_version
+        self.classes = self._model.classes
 
     def label(self, images: Iterable[str | Path | bytes | UInt8Array | ImageError]) -> list[LabeledImage]:
         """Label paths, s3:// addresses, encoded bytes, or arrays (h, w, 3) RGB or (h, w) gray uint8; one answer each, in their order.
@@ -107,7 +126,7 @@ class Labeler:
         prepared = [self._prepare(image) for image in images]
         crops = [crop for one in prepared for crop in one.crops]
         with self._timed("classify"):
-            probabilities = iter(self._bundle.probabilities(np.stack(crops)) if crops else ())
+            probabilities = iter(self._model.probabilities(np.stack(crops)) if crops else ())
         return [self._finish(one, [next(probabilities) for _ in one.crops]) for one in prepared]
 
     def _prepare(self, image: str | Path | bytes | UInt8Array | ImageError) -> _Prepared:
@@ -134,7 +153,7 @@ class Labeler:
         left_out = doubtful + len(found) - len(faces)
         status = Status.OK if faces else Status.NO_FACE
         image = _described(content, status, None, width=decoded.width, height=decoded.height, left_out_count=left_out)
-        crops = [crop_face(decoded.pixels, face, self._bundle.image_size, self._bundle.crop, self._bundle.color) for face in faces]
+        crops = [crop_face(decoded.pixels, face, self._model.image_size, self._model.crop, self._model.color) for face in faces]
         return _Prepared(image, decoded.scale, faces, crops)
 
     @contextmanager
@@ -187,9 +206,16 @@ def _clipped(bbox: tuple[float, float, float, float], scale: float, width: int, 
     return left, top, max(min(right, width) - left, 1), max(min(bottom, height) - top, 1)
 
 
-def _limit_threads(threads: int) -> None:
-    import tensorflow as tf
+def load_model(model: str, flip: bool, threads: int | None = None) -> bundle.Bundle:
+    """The bundle of this name or folder; `threads` bounds what TensorFlow uses in this process.
 
-    cv2.setNumThreads(threads)
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    Raises:
+        BundleError: the model cannot be used.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if threads:
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    return bundle.load(bundle.resolve(model), flip)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import faulthandler
+import functools
 import gc
 import itertools
 import logging
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -26,7 +28,8 @@ from fer_ray import bundle
 from fer_ray.cluster import cluster_cpus, may_grow, wait_for_cpus
 from fer_ray.errors import FerRayError, ImageError, StorageError
 from fer_ray.fetch import Fetcher
-from fer_ray.labeler import LabeledImage, Labeler
+from fer_ray.gpu_models import ModelOnGpus, RemoteModel, start_models
+from fer_ray.labeler import LabeledImage, Labeler, load_model
 from fer_ray.manifest import Part, Plan, Run, open_manifest, staged_file
 from fer_ray.quarantine import survivors
 from fer_ray.schema import ImageEntry, Status
@@ -73,11 +76,12 @@ def label_to_staging(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     progress = ray.remote(num_cpus=0, scheduling_strategy=here)(Progress).remote()
 
+    models = None if make_labeler else start_models(run)
     images = sum(part.rows for part in parts)
     blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // LEAST_IMAGES_PER_TASK, MOST_BLOCKS)))
     dataset = ray.data.from_items([vars(part) for part in parts], override_num_blocks=blocks).map(
         LabelPart,
-        fn_constructor_args=(run, plan, progress, make_labeler or FetchingLabeler),
+        fn_constructor_args=(run, plan, progress, make_labeler or functools.partial(FetchingLabeler, models)),
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         # An actor keeps one CPU busy but asks for half of one, or of a single CPU for nothing: when a node is lost, its
         # actors must find room on the others. More than there are CPUs ask for whole ones, so that the cluster grows.
@@ -90,6 +94,8 @@ def label_to_staging(
     if consuming.exception() and (reason := ray.get(progress.why_failed.remote())):
         raise StorageError(reason) from consuming.exception()
     consuming.result()
+    if models and (lost := models.lost()):
+        print(f"warning: {lost} of {len(models.actors)} GPUs were lost on the way; the others or the CPUs did their part.", file=sys.stderr)
 
 
 def _consume(dataset: ray.data.Dataset, consuming: Future[None]) -> None:
@@ -194,10 +200,10 @@ class LabelPart:
 class FetchingLabeler:
     """Fetches images ahead and labels them; those of a part that ended its process twice go through quarantine first."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, models: ModelOnGpus | None, run: Run) -> None:
         self.config = run.config.labeling
-        with bundle.local_copy(run.storage, run.model) as folder:
-            self.labeler = Labeler(folder, self.config, threads=1)
+        load = functools.partial(_load_here, run)
+        self.labeler = Labeler(RemoteModel(models, load) if models else load(), self.config, threads=1)
         self.model_version, self.stage_seconds = self.labeler.model_version, self.labeler.stage_seconds
         self.fetcher = Fetcher(run.storage, self.config.max_file_megabytes)
 
@@ -223,6 +229,11 @@ class FetchingLabeler:
                 yield ImageError(Status.UNDECODABLE, "The image ended the process that decoded it.")
             else:
                 yield image
+
+
+def _load_here(run: Run) -> bundle.Bundle:
+    with bundle.local_copy(run.storage, run.model) as folder:
+        return load_model(folder, run.config.labeling.flip, threads=1)
 
 
 def _counts(images: Sequence[LabeledImage]) -> dict[str, int]:

@@ -20,6 +20,7 @@ LEVELS = [
     {"listing", "layouts", "history", "conversion", "cost", "importance", "run_log"},
     {"due", "quarantine", "labeler", "documentation", "duplicates", "faces", "votes", "figures", "search_figures"},
     {"manifest", "staging", "telemetry", "labels", "search_page"},
+    {"gpu_models"},
     {"pipeline", "publish", "dataset"},
     {"run_figures", "face_samples", "run_page_parts"},
     {"run_history", "run_page_work"},
@@ -31,8 +32,8 @@ LEVELS = [
     {"trial_folders"},
     {"tuning"},
 ]
-RAY_ALLOWED = {"cluster", "pipeline", "telemetry", "publish", "synchrony", "training", "searching", "trial_folders", "tuning"}
-KERAS_ALLOWED = {"models", "bundle", "fitting", "synchrony", "training", "labeler", "gradcam", "conversion", "cost", "export"}
+RAY_ALLOWED = {"cluster", "gpu_models", "pipeline", "telemetry", "publish", "synchrony", "training", "searching", "trial_folders", "tuning"}
+KERAS_ALLOWED = {"models", "bundle", "fitting", "synchrony", "training", "labeler", "gradcam", "conversion", "cost", "export", "gpu_models"}
 
 
 def imports(module: Path, top_level_only: bool = False) -> set[str]:
