@@ -20,6 +20,7 @@ from fer_ray.cluster import is_too_much
 from fer_ray.config import CropGeometry
 from fer_ray.errors import UsageError
 from fer_ray.manifest import Run
+from fer_ray.models import share_gpus
 
 GPU = "GPU"
 WAIT_SECONDS, WAIT_FOR_MACHINES_SECONDS, ANSWER_SECONDS = 120, 900, 120
@@ -71,8 +72,7 @@ class ModelProcess:
         import tensorflow as tf
 
         self.devices = tf.config.list_physical_devices(device)
-        for gpu in tf.config.list_physical_devices(GPU):
-            tf.config.experimental.set_memory_growth(gpu, True)
+        share_gpus()
         tf.config.experimental.enable_tensor_float_32_execution(False)  # the answers are those of CPUs
         with bundle.local_copy(run.storage, run.model) as folder:
             self.model = bundle.load(folder, run.config.labeling.flip)

@@ -15,6 +15,14 @@ LOGITS = "logits"
 IMAGENET, NO_WEIGHTS = "imagenet", "none"
 
 
+def share_gpus() -> None:
+    """Make TensorFlow take the memory of GPUs as it needs it instead of all at once, so that processes can share one."""
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
 def build(config: ModelConfig, class_count: int, weights: str = NO_WEIGHTS) -> keras.Model:
     """The network of a configuration: (n, s, s, 1) gray or (n, s, s, 3) RGB float32 0..255 -> (n, class_count) logits.
 

@@ -23,7 +23,7 @@ from fer_ray.config import TrainConfig
 from fer_ray.dataset import Dataset, load_dataset
 from fer_ray.errors import FerRayError, TrainingError, UsageError
 from fer_ray.fitting import Epoch, OneWorker, State, Workers, make_network, train_epochs
-from fer_ray.models import LOGITS, NO_WEIGHTS, build
+from fer_ray.models import LOGITS, NO_WEIGHTS, build, share_gpus
 from fer_ray.recipe import PRETRAINED, ModelConfig
 from fer_ray.storage import Storage
 from fer_ray.synchrony import CollectiveConfig, SynchronousWorkers
@@ -240,6 +240,7 @@ def _join(rank: int, count: int, threads: int) -> Workers:
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1 if count == 1 else 2)
+        share_gpus()
     elif count > 1:
         raise UsageError(f"Several workers need the TensorFlow backend of Keras, not {keras.backend.backend()}.")
     return SynchronousWorkers(rank, count) if count > 1 else OneWorker()
