@@ -13,9 +13,12 @@ command is started again until it ends well.
     worker      SIGKILL to a Ray worker that labels; the run must survive
     node        removal of a node of a two-node Ray cluster; the run must survive
 
-    .venv/bin/python benchmarks/faults.py [--images N] [--rounds R] [--kills K] [--seed S] [--kinds ...] [--one-round] [--photos DIR]
+    .venv/bin/python benchmarks/faults.py [--images N] [--rounds R] [--kills K] [--seed S] [--kinds ...] [--one-round] [--submit]
+        [--photos DIR]
 
-With `--one-round` a single round has one kill of each kind, in the order given: each hits what the last one left.
+With `--one-round` a single round has one kill of each kind, in the order given: each hits what the last one left. With `--submit` every
+job goes through `ray job submit` to a cluster of a head that runs no work and two nodes: instead of everything, its driver on the head
+is killed, and a node that was removed is replaced by another before the next round.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ import pyarrow.parquet as pq
 from label_throughput import ROOT, draw_photographs
 
 sys.path.insert(0, str(ROOT / "tests"))
+from heads import RAY, Head
 from stores import FaultyProxy, S3Server
 
 KINDS = ("manifest", "driver", "machine", "commit", "publish", "run commit", "worker", "node")
@@ -53,11 +57,14 @@ class Job:
     """The labeling job with all the processes that it starts."""
 
     def __init__(self, endpoint: str, output: Path, environment: dict[str, str]) -> None:
-        command = [sys.executable, "jobs/label.py", "--input", f"s3://{BUCKET}", "--output", str(output), "--s3-endpoint", endpoint]
-        command += ["--run-id", RUN_ID, "--run-date", RUN_DATE, "--no-thumbnails"]  # these are fetched again for the report
         self.log = output.with_suffix(".log").open("ab")
-        self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=self.log, stderr=self.log)
+        line = ["jobs/label.py", "--input", f"s3://{BUCKET}", "--output", str(output), "--s3-endpoint", endpoint]
+        line += ["--run-id", RUN_ID, "--run-date", RUN_DATE, "--no-thumbnails"]  # these are fetched again for the report
+        self.process = self.start(line, environment)
         self.seen: dict[int, psutil.Process] = {}
+
+    def start(self, line: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, *line], cwd=ROOT, env=os.environ | environment, stdout=self.log, stderr=self.log)
 
     def family(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
@@ -89,6 +96,36 @@ class Job:
         with suppress(subprocess.TimeoutExpired):
             return self.process.wait(seconds)
         return None
+
+
+class SubmittedJob(Job):
+    """The same through `ray job submit`, which waits for it; its processes are those of the cluster."""
+
+    def __init__(self, head: Head, endpoint: str, output: Path) -> None:
+        self.head = head
+        super().__init__(endpoint, output, head.environment)
+
+    def start(self, line: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        command = [RAY, "job", "submit", "--working-dir", ".", "--", "python", *line]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=self.log, stderr=self.log)
+
+    def family(self) -> list[psutil.Process]:
+        found = []
+        for pid in self.head.processes():
+            with suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(pid))
+        return found
+
+    def kill_driver(self) -> None:
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
+                line = process.cmdline()
+                if "jobs/label.py" in line and "submit" not in line:
+                    process.kill()
+        self.process.wait(ROUND_SECONDS)
+
+    def kill_everything(self) -> None:
+        self.kill_driver()
 
 
 def moment(to_come: Sequence[str], output: Path, images: int, generator: random.Random) -> Callable[[], bool]:
@@ -124,16 +161,16 @@ def fetches(proxy: FaultyProxy) -> Counter[str]:
 
 
 def run_round(
-    kinds: Sequence[str], output: Path, proxy: FaultyProxy, images: int, generator: random.Random
+    kinds: Sequence[str], output: Path, proxy: FaultyProxy, images: int, generator: random.Random, head: Head | None
 ) -> tuple[Counter[str], Counter[str]]:
     """One run with these kills, one after the other; gives those that came about and what the run did."""
     killed, figures = Counter(dict.fromkeys(kinds, 0)), Counter[str]()
     before, to_come = fetches(proxy), list(kinds)
-    with nodes("node" in kinds) as (environment, remove_node):
+    with submitted(head, proxy) if head else nodes("node" in kinds, proxy) as (start_job, remove_node):
         exit_code = None
         while exit_code != 0:
             at_start, done = fetches(proxy), staged_images(output)
-            job = Job(proxy.endpoint, output, environment)
+            job = start_job(output)
             figures["starts"] += 1
             deadline = time.monotonic() + ROUND_SECONDS
             come, ended = moment(to_come, output, images, generator), False
@@ -173,20 +210,30 @@ def kill(kind: str, job: Job, remove_node: Callable[[], None]) -> bool:
     return True
 
 
+Cluster = tuple[Callable[[Path], Job], Callable[[], None]]  # how a job is started in it, and a node removed
+
+
 @contextmanager
-def nodes(two: bool) -> Iterator[tuple[dict[str, str], Callable[[], None]]]:
+def nodes(two: bool, proxy: FaultyProxy) -> Iterator[Cluster]:
     """A Ray cluster of two nodes, of which one can be removed; otherwise the job starts its own."""
     if not two:
-        yield {}, lambda: None
+        yield lambda output: Job(proxy.endpoint, output, {}), lambda: None
         return
-    from ray.cluster_utils import Cluster
+    from ray import cluster_utils
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
-        second = cluster.add_node(num_cpus=2)
-        yield {"RAY_ADDRESS": cluster.address}, lambda: cluster.remove_node(second, allow_graceful=False)
+        second, environment = cluster.add_node(num_cpus=2), {"RAY_ADDRESS": cluster.address}
+        yield lambda output: Job(proxy.endpoint, output, environment), lambda: cluster.remove_node(second, allow_graceful=False)
     finally:
         cluster.shutdown()
+
+
+@contextmanager
+def submitted(head: Head, proxy: FaultyProxy) -> Iterator[Cluster]:
+    while len(head.nodes) < 2:
+        head.add_node()
+    yield lambda output: SubmittedJob(head, proxy.endpoint, output), lambda: head.kill(head.nodes[0])
 
 
 def differences(reference: Path, output: Path) -> int:
@@ -215,6 +262,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--one-round", action="store_true")
     parser.add_argument("--photos", type=Path)
+    parser.add_argument("--submit", action="store_true", help="through ray job submit, on a head and two nodes")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)
@@ -222,18 +270,23 @@ def main() -> None:
     server = S3Server()
     os.environ.update(server.environment)
     proxy = FaultyProxy(server.endpoint)
+    head = Head(environment=dict(server.environment)) if arguments.submit else None
     try:
+        if head:
+            head.start()
         with tempfile.TemporaryDirectory() as scratch:
             photographs = sorted(arguments.photos.rglob("*.jpg")) if arguments.photos else draw_photographs(Path(scratch, "photos"), False)
             upload(server, photographs, arguments.images)
-            report(list(rounds(arguments, Path(scratch), proxy, generator)), arguments.images)
+            report(list(rounds(arguments, Path(scratch), proxy, generator, head)), arguments.images)
     finally:
+        if head:
+            head.stop()
         proxy.stop()
         server.stop()
 
 
 def rounds(
-    arguments: argparse.Namespace, scratch: Path, proxy: FaultyProxy, generator: random.Random
+    arguments: argparse.Namespace, scratch: Path, proxy: FaultyProxy, generator: random.Random, head: Head | None
 ) -> Iterator[tuple[Counter[str], Counter[str]]]:
     reference = scratch / "undisturbed"
     if Job(proxy.endpoint, reference, {}).wait(ROUND_SECONDS) != 0:
@@ -242,7 +295,7 @@ def rounds(
     plans = [arguments.kinds] if arguments.one_round else [[kind] * (1 if kind in SURVIVED else arguments.kills) for kind in of_one_kind]
     for number, kinds in enumerate(plans):
         output = scratch / f"round{number}"
-        killed, figures = run_round(kinds, output, proxy, arguments.images, generator)
+        killed, figures = run_round(kinds, output, proxy, arguments.images, generator, head)
         figures["rows_lost_or_doubled"] = differences(reference, output)
         figures["left_over"] = sum(1 for name in ("_manifest", "_staging") for file in (output / name).rglob("*") if file.is_file())
         print(f"round {number + 1} {dict(killed)}: {json.dumps(figures)}", flush=True)

@@ -39,15 +39,19 @@ class Head:
     def start(self) -> None:
         (self.folder / "token").write_text(uuid.uuid4().hex)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH", "AWS_"))}
-        self.environment = inherited | {
-            MARK: self.mark,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
-            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_metrics_report_interval_ms": "1000",
-        }
+        self.environment = (
+            inherited
+            | self.environment
+            | {
+                MARK: self.mark,
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+                "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_metrics_report_interval_ms": "1000",
+            }
+        )
         flags = ["--head", "--num-cpus=0", f"--temp-dir={self.folder}", f"--dashboard-port={self.dashboard}", f"--port={self.port}"]
         self._start([*flags, f"--ray-client-server-port={free_port()}"], "head")
         self.environment["RAY_ADDRESS"] = f"http://127.0.0.1:{self.dashboard}"
