@@ -1,6 +1,6 @@
 """What more CPUs bring to the labeling job: two of this machine against one, and up to 32 simulated nodes against one.
 
-    .venv/bin/python benchmarks/scaling.py [--part cpus nodes] [--scratch DIR]
+    .venv/bin/python benchmarks/scaling.py [--part cpus nodes gpu] [--scratch DIR]
         [--photos DIR] [--images 4000] [--rounds 3]
         [--nodes 1 2 4 8 16 32] [--images-per-node 16384] [--seconds-per-image 0.0114]
 
@@ -17,6 +17,9 @@ processes start on this machine says nothing of 32 machines, but nodes without w
 count. `middle` leaves both ends out: it is the rate from the first to the last tenth of the images. All nodes share the cores
 of this machine. `cores busy`, by the engine and Ray on every node, has to stay well below their number: otherwise it is the
 machine that is measured, and the engine is better than that.
+
+gpu: no GPU is needed. What it costs to ask the process of a GPU instead of one's own model: 64 crops a time, by two labeling processes
+at once, to a process that answers without calculating, so that Ray is all that is measured.
 """
 
 from __future__ import annotations
@@ -41,19 +44,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from label_throughput import draw_photographs, link_images
 from scale import FIRST_NIGHT, ROOT, NoLabeler, check, make_images, named_run
 
-from fer_ray import labeling
+from fer_ray import bundle, labeling
+from fer_ray.config import CropGeometry
 from fer_ray.due import Counts
-from fer_ray.labeler import LabeledImage
+from fer_ray.gpu_models import ModelOnGpus, RemoteModel
+from fer_ray.labeler import LabeledImage, UInt8Array
 from fer_ray.manifest import Part, Plan, Run, read_parts, staged_file, write_plan
 from fer_ray.schema import ImageEntry
 
-CPUS, NODES = "cpus", "nodes"
+CPUS, NODES, GPU = "cpus", "nodes", "gpu"
+CROPS, ASKING_PROCESSES, QUESTIONS = 64, 2, 500
 GOAL_CPUS, GOAL_NODES = (1.9, 1.7), (0.95, 0.85)
 START_SECONDS, POLL_SECONDS = 900.0, 0.05
 NODE = {"object_store_memory": 512 << 20}  # taken only when used; a small one would make Ray Data hold tasks back
@@ -293,6 +300,49 @@ def middle_rate(run: Run, plan: Plan, parts: Sequence[Part]) -> float:
     return float((done[last] - done[first]) / (times[last] - times[first]))
 
 
+class NoModel:
+    """In the place of a GPU's process: answers without calculating."""
+
+    def probabilities(self, images: UInt8Array) -> npt.NDArray[np.float64]:
+        return np.full((len(images), 8), 1 / 8)
+
+
+class Asking:
+    """In the place of a labeling process."""
+
+    def ask(self, model: ModelOnGpus, questions: int) -> tuple[float, float]:
+        """Wall and CPU seconds for so many batches of crops."""
+        remote = RemoteModel(model, not_here)
+        crops = np.zeros((CROPS, model.image_size, model.image_size), np.uint8)
+        began, cpu = time.perf_counter(), time.process_time()
+        for _ in range(questions):
+            remote.probabilities(crops)
+        return time.perf_counter() - began, time.process_time() - cpu
+
+
+def not_here() -> bundle.Bundle:
+    raise RuntimeError("the process in the GPU's place is gone")
+
+
+def ask_gpus(arguments: argparse.Namespace, scratch: Path) -> dict[str, object]:
+    import ray
+
+    with ray_apart() as environment:
+        os.environ["RAY_TMPDIR"] = environment["RAY_TMPDIR"]
+        ray.init("local", include_dashboard=False, log_to_driver=False)
+        try:
+            model = ModelOnGpus([ray.remote(num_cpus=0)(NoModel).remote()], 48, "gray", CropGeometry(), (), "")
+            asking = [ray.remote(num_cpus=0)(Asking).remote() for _ in range(ASKING_PROCESSES)]
+            ray.get([process.ask.remote(model, 20) for process in asking])
+            times = ray.get([process.ask.remote(model, QUESTIONS) for process in asking])
+        finally:
+            ray.shutdown()
+    crops_per_second = ASKING_PROCESSES * QUESTIONS * CROPS / max(seconds for seconds, _ in times)
+    cpu = 1e6 * sum(cpu for _, cpu in times) / (ASKING_PROCESSES * QUESTIONS * CROPS)
+    print(f"a process in the place of a GPU was asked for {crops_per_second:,.0f} crops/s; asking costs {cpu:.0f} CPU us a crop")
+    return {"crops_per_second": round(crops_per_second), "cpu_us_per_crop": round(cpu, 1)}
+
+
 def efficiency(run: ClusterRun, one: ClusterRun) -> float:
     return run.images_per_second * one.nodes / (one.images_per_second * run.nodes)
 
@@ -316,9 +366,12 @@ def judge(what: str, reached: float, goal: float, at_least: float) -> float:
     return reached
 
 
+PARTS = {CPUS: compare_cpus, NODES: compare_nodes, GPU: ask_gpus}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=(CPUS, NODES), default=[CPUS, NODES])
+    parser.add_argument("--part", nargs="+", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--photos", type=Path, help="photographs for the job (default: made from the demo photographs)")
     parser.add_argument("--images", type=int, default=4000, help="images of one run of the job (default: 4000)")
     parser.add_argument("--rounds", type=int, default=3)
@@ -335,7 +388,7 @@ def main() -> None:
     figures: dict[str, object] = {"cores": len(os.sched_getaffinity(0))}
     for part in arguments.part:
         with tempfile.TemporaryDirectory(prefix="fer-ray-scaling-", dir=arguments.scratch) as scratch:
-            figures[part] = (compare_cpus if part == CPUS else compare_nodes)(arguments, Path(scratch))
+            figures[part] = PARTS[part](arguments, Path(scratch))
     print(json.dumps(figures))
 
 
