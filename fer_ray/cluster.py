@@ -38,6 +38,11 @@ def connect(dashboard: bool = False) -> None:
     signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which prints a stack
 
 
+def leave() -> None:
+    """End a local cluster, or leave the one that was joined."""
+    ray.shutdown()
+
+
 def _start_with_known_address(options: dict[str, object]) -> None:
     """Start a local cluster whose processes know its address.
 

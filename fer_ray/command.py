@@ -51,7 +51,9 @@ def run_job(
         config = parse(config_class, sys.argv[1:], description)
         _check_output_lasts(getattr(config, "output", ""))
         summary, exit_code = job(config)
+        _leave_ray()
     except FerRayError as error:
+        _leave_ray()
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
@@ -59,6 +61,12 @@ def run_job(
         sys.exit(EXIT_INTERRUPTED)
     print(json.dumps(summary), flush=True)
     sys.exit(exit_code)
+
+
+def _leave_ray() -> None:
+    """Let Ray end, where it was used: what it still has to say comes before the last line."""
+    if cluster := sys.modules.get("fer_ray.cluster"):
+        cluster.leave()
 
 
 def _check_output_lasts(output: str) -> None:

@@ -57,9 +57,9 @@ class Head:
         self.environment["RAY_ADDRESS"] = f"http://127.0.0.1:{self.dashboard}"
 
     def add_node(self, *flags: str) -> str:
-        """A node with two CPUs; gives the mark of its processes."""
+        """A node with two CPUs and, as on a machine of its own, its own copy of what jobs upload; gives the mark of its processes."""
         node = uuid.uuid4().hex
-        self._start([f"--address=127.0.0.1:{self.port}", "--num-cpus=2", *flags], node)
+        self._start([f"--address=127.0.0.1:{self.port}", "--num-cpus=2", f"--temp-dir={self.folder / node[:4]}", *flags], node)
         self.nodes.append(node)
         return node
 
