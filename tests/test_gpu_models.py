@@ -50,12 +50,6 @@ def test_a_model_elsewhere_gives_the_same_answers_and_the_cpu_takes_over(
     assert loads == ["here"], "loaded once, when nothing else was left"
 
 
-def test_a_machine_whose_tensorflow_lacks_the_gpu_is_said_and_not_used(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
-    actor = ray.remote(num_cpus=0)(ModelProcess).remote(run, "GPU")
-    assert gather([actor], 120) is None
-    assert "warning: TensorFlow finds no GPU where Ray has one" in capfd.readouterr().err
-
-
 def test_gpus_that_no_machine_has_are_refused_with_the_numbers(photographs: dict[str, Path], tmp_path: Path, ray_cluster: None) -> None:
     config = LabelConfig((str(photographs["astronaut"]),), str(tmp_path / "out"), gpus=0.5)
     with pytest.raises(UsageError, match=r"The model is to run on 0\.5 GPUs, more than this machine has: lower --gpus or leave it out\."):
