@@ -117,11 +117,7 @@ class SubmittedJob(Job):
         return found
 
     def kill_driver(self) -> None:
-        for process in self.family():
-            with suppress(psutil.NoSuchProcess):
-                line = process.cmdline()
-                if "jobs/label.py" in line and "submit" not in line:
-                    process.kill()
+        self.head.kill_driver("label")
         self.process.wait(ROUND_SECONDS)
 
     def kill_everything(self) -> None:

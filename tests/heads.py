@@ -64,9 +64,8 @@ class Head:
         return node
 
     def node_of(self, process: str) -> str:
-        """The node that runs processes whose names begin so; none where there are none, or on several."""
-        found = [node for node in self.nodes if any(line.startswith(process) for line in self.processes(node).values())]
-        return found[0] if len(found) == 1 else ""
+        """A node that runs processes whose names begin so."""
+        return next(node for node in self.nodes if any(line.startswith(process) for line in self.processes(node).values()))
 
     def _start(self, flags: list[str], node: str) -> None:
         """Start a node; Ray gives up when its parts take longer than 30 s, as they do on a machine with much else to do."""
@@ -122,6 +121,12 @@ class Head:
         self.nodes = [other for other in self.nodes if node not in ("", other)]
         while pids := self.processes(node):  # what is being killed may start another
             for pid in pids:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    psutil.Process(pid).kill()
+
+    def kill_driver(self, job: str) -> None:
+        for pid, line in self.processes().items():
+            if f"jobs/{job}.py" in line and "submit" not in line:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     psutil.Process(pid).kill()
 

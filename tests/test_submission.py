@@ -12,13 +12,18 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from heads import Head
 from stores import free_port
+
+from fer_ray import Labeler
+from fer_ray.command import parse
+from fer_ray.config import TrainConfig
 
 IMAGES = 300
 METRICS, OURS = free_port(), "ray_fer_ray_"
 SMALL = ["--stem", 4, "--widths", 8, 16, "--depths", 1, 1, "--batch-size", 16, "--keep-duplicates"]
-SPACE = "stem: 4\nwidths: [8, 16]\ndepths: [1, 1]\nlearning_rate: {log: [1.0e-3, 1.0e-2]}\nbatch_size: 16\n"
+SPACE = "stem: {choice: [4, 8]}\nwidths: [8, 16]\ndepths: [1, 1]\nlearning_rate: {log: [1.0e-3, 1.0e-2]}\nbatch_size: 16\n"
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +134,39 @@ def test_a_training_goes_on_when_the_node_with_its_workers_dies_and_is_judged_by
     assert (tmp_path / "judged" / "index.html").is_file()
 
 
-def test_a_search_goes_on_when_the_node_with_its_trial_dies(head: Head, drawn_faces: Path, tmp_path: Path) -> None:
+def test_a_search_whose_node_and_then_driver_die_goes_on_and_has_every_trial_once(
+    head: Head, drawn_faces: Path, photographs: dict[str, Path], tmp_path: Path
+) -> None:
     two_nodes(head)
+    output = tmp_path / "search"
     (tmp_path / "space.yaml").write_text(SPACE)
-    line = ["--dataset", drawn_faces, "--keep-duplicates", "--output", tmp_path / "search", "--space", tmp_path / "space.yaml"]
-    line += ["--trials", 2, "--max-concurrent", 1, "--epochs", 6, "--scheduler", "none"]
+    line = ["--dataset", drawn_faces, "--keep-duplicates", "--output", output, "--space", tmp_path / "space.yaml"]
+    line += ["--trials", 3, "--epochs", 4, "--ensemble", 2]
+
+    def epochs() -> int:
+        return len(list(output.glob("trials/*/train/checkpoint_*/state.npz")))
+
     head.submit("tune", "tune", *line, wait=False)
-    wait_for(lambda: list(tmp_path.glob("search/trials/*/train/checkpoint_*/state.npz")), head, "tune")
+    wait_for(lambda: epochs() >= 1, head, "tune")
     head.kill(head.node_of("ray::RayTrainWorker"))
-    wait_for(lambda: head.info("tune")["status"] in ("SUCCEEDED", "FAILED"), head, "tune")
-    summary = json.loads(head.logs("tune")[-1])
-    assert (summary["trials"], summary["completed"], summary["failed"]) == (2, 2, 0)
+    found = epochs()
+    wait_for(lambda: epochs() > found, head, "tune")
+    head.kill_driver("tune")
+    wait_for(lambda: head.info("tune")["status"] == "FAILED", head, "tune")
+    resumed = head.submit("resumed", "tune", *line, "--resume")
+    assert resumed.returncode == 0, resumed.stdout
+    summary = json.loads(head.logs("resumed")[-1])
+    assert (summary["trials"], summary["completed"], summary["failed"]) == (3, 3, 0)
     trials: dict[str, list[int]] = {}
-    for row in pq.read_table(tmp_path / "search" / "trials.parquet").to_pylist():
+    for row in pq.read_table(output / "trials.parquet").to_pylist():
         trials.setdefault(row["trial_id"], []).append(row["epoch"])
-    assert list(trials.values()) == [list(range(1, 7))] * 2
+    assert len(trials) == 3
+    assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in trials.values())
+    assert max(map(len, trials.values())) == 4
+
+    best = parse(TrainConfig, ["--config", str(output / "best.yaml"), "--dataset", "d", "--output", "o"], "")
+    assert best.recipe.model.stem == yaml.safe_load((output / "best.yaml").read_text())["stem"]
+    assert "Settings and objective" in (output / "index.html").read_text()
+    for model in ("best_model", "ensemble"):
+        (image,) = Labeler(str(output / model)).label([photographs["astronaut"]])
+        assert set(image.faces[0].probabilities) == {"happy", "sad"}

@@ -1,28 +1,18 @@
-"""A search as a user runs it: killed and gone on with, it has every trial once, and leaves what train and label take."""
+"""Searches on this machine; tests/test_submission.py has one on a cluster whose parts die."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import yaml
 
-from fer_ray import Labeler, tuning
-from fer_ray.command import parse
-from fer_ray.config import TrainConfig, TuneConfig
+from fer_ray import tuning
+from fer_ray.config import TuneConfig
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.recipe import DatasetConfig
 from fer_ray.storage import Storage
 from fer_ray.trials import read_trials
 from fer_ray.tuning import tune
 
-ROOT = Path(__file__).parents[1]
 SPACE = """
 stem: {choice: [4, 8]}
 widths: [8, 16]
@@ -31,38 +21,6 @@ learning_rate: {log: [1.0e-3, 1.0e-2]}
 weight_average: 0.9
 batch_size: 16
 """
-
-
-def test_a_killed_search_goes_on_and_has_every_trial_once(drawn_faces: Path, tmp_path: Path, photographs: dict[str, Path]) -> None:
-    (tmp_path / "space.yaml").write_text(SPACE)
-    output = tmp_path / "search"
-    command = [sys.executable, ROOT / "jobs" / "tune.py", "--dataset", drawn_faces, "--keep-duplicates", "--output", output]
-    command += ["--space", tmp_path / "space.yaml", "--trials", "3", "--epochs", "4", "--ensemble", "2"]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    killed = subprocess.Popen([*map(str, command)], start_new_session=True, **silent)  # type: ignore[call-overload]
-    deadline = time.monotonic() + 240
-    while len(list(output.glob("trials/*/train/checkpoint_*/state.npz"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    resumed = subprocess.run([*map(str, command), "--resume"], capture_output=True, text=True, env=environment, check=False)
-    assert resumed.returncode == 0, resumed.stderr
-    summary = json.loads(resumed.stdout.splitlines()[-1])
-    assert (summary["trials"], summary["completed"], summary["failed"]) == (3, 3, 0)
-    epochs: dict[str, list[int]] = {}
-    for row in pq.read_table(output / "trials.parquet").to_pylist():
-        epochs.setdefault(row["trial_id"], []).append(row["epoch"])
-    assert len(epochs) == 3
-    assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in epochs.values())
-    assert max(map(len, epochs.values())) == 4
-
-    best = parse(TrainConfig, ["--config", str(output / "best.yaml"), "--dataset", "d", "--output", "o"], "")
-    assert best.recipe.model.stem == yaml.safe_load((output / "best.yaml").read_text())["stem"]
-    assert "parallel_coordinates" in (output / "index.html").read_text() or "Settings and objective" in (output / "index.html").read_text()
-    for model in ("best_model", "ensemble"):
-        (image,) = Labeler(str(output / model)).label([photographs["astronaut"]])
-        assert set(image.faces[0].probabilities) == {"happy", "sad"}
 
 
 def search(tmp_path: Path, faces: Path, space: str = SPACE, **options: object) -> dict[str, object]:
