@@ -22,7 +22,8 @@ from stores import free_port
 ROOT = Path(__file__).parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
 MARK, NODE_MARK = "FER_RAY_TEST_CLUSTER", "FER_RAY_TEST_NODE"
-KEPT_BY_RAY = ("ray::IDLE", "ray::_StatsActor", "ray::_AutoscalingCoordinatorActor", "ray::ActorLocationTracker")
+_KEPT = ("IDLE", "_StatsActor", "_AutoscalingCoordinatorActor", "ActorLocationTracker", "DashboardAgent", "RuntimeEnvAgent")
+KEPT_BY_RAY = tuple(f"ray::{name}" for name in _KEPT)
 
 
 @dataclass
@@ -102,13 +103,21 @@ class Head:
         return text
 
     def processes(self, node: str = "") -> dict[int, str]:
-        """Everything that was started here, or on one node, by pid, with its command line."""
-        found = {}
+        """Everything that was started here, or on one node, by pid, with its command line.
+
+        Ray's agents write their names over their environment, so the children of whoever carries the mark count as well.
+        """
+        found: dict[int, str] = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 environment = process.environ()
                 if environment.get(MARK) == self.mark and node in ("", environment.get(NODE_MARK)):
-                    found[process.pid] = " ".join(process.cmdline())
+                    found |= {member.pid: "" for member in (process, *process.children(recursive=True))}
+        for pid in list(found):
+            try:
+                found[pid] = " ".join(psutil.Process(pid).cmdline())
+            except psutil.Error:
+                del found[pid]
         return found
 
     def at_work(self) -> list[str]:
