@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/search_gain.py --best SEARCH/best.yaml --dataset DIR --output DIR [--epochs 5] [--seeds 3]
 
-Both are trained by `jobs/tune.py` as a grid of two without early stopping, so the trials' own time is measured too: what of the
-search's time, from its first trial to its last, was not spent in epochs (start-up, reporting, checkpoints).
+Both are trained by `jobs/tune.py` as a grid of two without early stopping, so the trials' own time is measured too: what of it, from the
+moment when a trial's process is there to its last file, was not spent in epochs (the start of its workers, reporting, checkpoints).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,6 @@ def main() -> None:
     command += ["--seeds", str(arguments.seeds), "--max-concurrent", str(arguments.at_a_time)]
     subprocess.run(command, check=True)
     trials = read_trials(Storage(), arguments.output)
-    begun = min(file.stat().st_mtime for file in output.glob("trials/*/settings.json"))
-    ended = max(epoch.finished_at.timestamp() if epoch.finished_at else time.time() for trial in trials for epoch in trial.epochs)
     for standing in leaderboard(trials, "accuracy"):
         values = sorted(
             trial.epochs[-1].accuracy or 0.0 for trial in trials if trial.configuration == standing.trial.configuration and trial.epochs
@@ -70,8 +67,13 @@ def main() -> None:
         name = "searched" if len(standing.trial.settings) > 2 else "default"
         seconds = statistics.mean(epoch.seconds or 0.0 for epoch in standing.trial.epochs)
         print(f"{name}: {statistics.mean(values):.4f} +- {statistics.stdev(values):.4f} ({values}), {seconds:.0f} s an epoch")
-    trained = sum(trial.seconds for trial in trials)
-    print(f"beyond the epochs: {1 - trained / (arguments.at_a_time * (ended - begun)):.1%} of the trials' time")
+    taken = sum(seconds_taken(folder) for folder in output.glob("trials/*"))
+    print(f"beyond the epochs: {1 - sum(trial.seconds for trial in trials) / taken:.1%} of the trials' {taken:.0f} s")
+
+
+def seconds_taken(trial: Path) -> float:
+    """From the settings, a trial's first file, to its last one."""
+    return max(file.stat().st_mtime for file in trial.rglob("*")) - (trial / "settings.json").stat().st_mtime
 
 
 if __name__ == "__main__":
