@@ -66,7 +66,8 @@ def main() -> None:
         )
         name = "searched" if len(standing.trial.settings) > 2 else "default"
         seconds = statistics.mean(epoch.seconds or 0.0 for epoch in standing.trial.epochs)
-        print(f"{name}: {statistics.mean(values):.4f} +- {statistics.stdev(values):.4f} ({values}), {seconds:.0f} s an epoch")
+        spread = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        print(f"{name}: {statistics.mean(values):.4f}{spread} ({values}), {seconds:.0f} s an epoch")
     taken = sum(seconds_taken(folder) for folder in output.glob("trials/*"))
     print(f"beyond the epochs: {1 - sum(trial.seconds for trial in trials) / taken:.1%} of the trials' {taken:.0f} s")
 
