@@ -21,10 +21,10 @@ from fer_ray.config import CropGeometry
 from fer_ray.errors import UsageError
 from fer_ray.manifest import Run
 from fer_ray.models import share_gpus
+from fer_ray.printing import counted
 
 GPU = "GPU"
 WAIT_SECONDS, WAIT_FOR_MACHINES_SECONDS, ANSWER_SECONDS = 120, 900, 120
-IN_ITS_PLACE = "the model runs on the CPUs"
 
 
 @dataclass(frozen=True)
@@ -107,19 +107,23 @@ def gather(actors: Sequence[Any], seconds: float) -> ModelOnGpus | None:
     """Those of the processes that are ready within the time; None, with a warning, where there is none."""
     descriptions = [actor.describe.remote() for actor in actors]
     ray.wait(descriptions, num_returns=len(actors), timeout=seconds)
-    answers = [(actor, _answer(description)) for actor, description in zip(actors, descriptions, strict=True)]
-    usable = [actor for actor, answer in answers if isinstance(answer, tuple)]
-    for actor, answer in answers:
-        if not isinstance(answer, tuple):
+    usable: list[Any] = []
+    described: tuple[Any, ...] = ()
+    why = ""
+    for actor, description in zip(actors, descriptions, strict=True):
+        answer = _answer(description)
+        if isinstance(answer, tuple):
+            usable.append(actor)
+            described = answer
+        else:
+            why = answer
             ray.kill(actor)
-    if len(usable) < len(actors):
-        why = next(answer for _, answer in answers if not isinstance(answer, tuple))
-        remains = f"the model runs on {len(usable)} GPUs" if usable else IN_ITS_PLACE
-        print(f"warning: {why}: {remains}.", file=sys.stderr, flush=True)
-    if not usable:
-        return None
-    print(f"the model runs on {len(usable)} {'GPU' if len(usable) == 1 else 'GPUs'}", flush=True)
-    return ModelOnGpus(usable, *next(answer for _, answer in answers if isinstance(answer, tuple)))
+    place = f"the model runs on {counted(len(usable), 'GPU') if usable else 'the CPUs'}"
+    if why:
+        print(f"warning: {why}: {place}.", file=sys.stderr, flush=True)
+    else:
+        print(place, flush=True)
+    return ModelOnGpus(usable, *described) if usable else None
 
 
 def _answer(description: ray.ObjectRef) -> tuple[Any, ...] | str:

@@ -13,6 +13,7 @@ from typing import Any
 from fer_ray.face_samples import FaceSample, read_samples
 from fer_ray.manifest import Run
 from fer_ray.page import data, document, text
+from fer_ray.printing import NO_BREAK_SPACE as SPACE
 from fer_ray.printing import counted, duration
 from fer_ray.run_figures import BINS, LABELS, OTHERS, STATUSES, FolderFigures, RunFigures, measure
 from fer_ray.run_history import (
@@ -32,7 +33,6 @@ from fer_ray.run_history import (
 from fer_ray.run_page_parts import (
     ADDRESS_LENGTH,
     NOTHING,
-    SPACE,
     percent,
     plain_cells,
     points,

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fer_ray.page import text
+from fer_ray.printing import NO_BREAK_SPACE as SPACE
 
-NOTHING, SPACE, MINUS = "\N{EN DASH}", "\N{NO-BREAK SPACE}", "\N{MINUS SIGN}"
+NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 ADDRESS_LENGTH = 160
 
 

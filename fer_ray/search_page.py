@@ -25,6 +25,7 @@ from fer_ray.importance import (
     worded,
 )
 from fer_ray.page import document, figure, table, text
+from fer_ray.printing import NO_BREAK_SPACE as SPACE
 from fer_ray.printing import counted, duration, some
 from fer_ray.search_figures import BEST_CURVES, LABELS, MOST_AXES, SHARES, CostPoint
 from fer_ray.space import to_yaml
@@ -34,7 +35,7 @@ from fer_ray.trials import FAILED, LESS_IS_BETTER, TRIALS_FILE, Standing, Trial,
 PAGE_FILE = "index.html"
 CURVES, COORDINATES, IMPORTANCE, COSTS = "learning_curves.png", "parallel_coordinates.png", "importance.png", "costs.png"
 FIRST_ROWS, MOST_ROWS, MOST_REASONS, MOST_SETTINGS, REASON_LENGTH = 15, 200, 20, 6, 400
-NOTHING, SPACE = "\N{EN DASH}", "\N{NO-BREAK SPACE}"
+NOTHING = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
