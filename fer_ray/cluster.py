@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 
+import psutil
 import ray
 
 from fer_ray.errors import FerRayError
 from fer_ray.printing import printable
 
 _ADDRESS, _PORT = "RAY_ADDRESS", "RAY_GCS_SERVER_PORT"
+_TRIES, _TOO_SLOW = 3, "timed out during startup"  # in Ray's words
 
 
 def connect(dashboard: bool = False) -> None:
@@ -26,10 +30,10 @@ def connect(dashboard: bool = False) -> None:
     on_terminate = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": dashboard}
     try:
-        if dashboard and not os.environ.get(_ADDRESS):
-            _start_with_known_address(quiet)
-        else:
+        if os.environ.get(_ADDRESS):
             ray.init(**quiet)
+        else:
+            start_patiently(lambda: _start_with_known_address(quiet) if dashboard else ray.init(**quiet))
     except Exception as error:  # Ray raises many kinds, bare ones too
         where = os.environ.get(_ADDRESS)
         what = f"The Ray cluster at {where} cannot be joined" if where else "Ray could not be started on this machine"
@@ -41,6 +45,26 @@ def connect(dashboard: bool = False) -> None:
 def leave() -> None:
     """End a local cluster, or leave the one that was joined."""
     ray.shutdown()
+
+
+def start_patiently(start: Callable[[], object]) -> None:
+    """Start a local cluster, in up to three tries.
+
+    Ray's node process ends itself when its agents take more than 15 s to start, as they do now and then on a busy machine (Ray issue
+    65983; no setting changes it). What such a try leaves running is ended.
+    """
+    here = psutil.Process()
+    before = set(here.children(recursive=True))
+    for left in reversed(range(_TRIES)):
+        try:
+            start()
+            return
+        except Exception as error:  # Ray raises a bare one
+            if not left or _TOO_SLOW not in str(error):
+                raise
+        for process in set(here.children(recursive=True)) - before:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _start_with_known_address(options: dict[str, object]) -> None:

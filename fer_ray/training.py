@@ -195,13 +195,18 @@ def run_trainer(trainer: DataParallelTrainer, storage: str) -> Path:
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
+        _raise_if_told(failure, kept)
         reason = " ".join(str(error).strip().splitlines()[-1].split())[:300]
         raise TrainingError(f"The training failed ({reason}): {kept}; --resume goes on from there.") from error
-    if failure.exists():
-        raise TrainingError(f"{failure.read_text(encoding='utf-8').rstrip('.')} ({kept}).")
+    _raise_if_told(failure, kept)
     if result.checkpoint is None:
         raise TrainingError(f"The training ended without a single epoch: see {storage}.")
     return Path(result.checkpoint.path)
+
+
+def _raise_if_told(failure: Path, kept: str) -> None:
+    if failure.exists():
+        raise TrainingError(f"{failure.read_text(encoding='utf-8').rstrip('.')} ({kept}).")
 
 
 def _finish(best: Path, work: Path, output: Path) -> None:
@@ -224,12 +229,16 @@ def train_loop_per_worker(arguments: dict[str, Any]) -> None:
 
     context, checkpoint = ray.train.get_context(), ray.train.get_checkpoint()
     begin = checkpoint.path if checkpoint else arguments["start"]
+    failure = Path(arguments["storage"]) / FAILURE_FILE
+    if failure.exists():
+        return
     workers = _join(context.get_world_rank(), context.get_world_size(), arguments["threads"])
     try:
         _fit(arguments["config"], workers, Path(arguments["storage"]), begin, arguments["until"])
     except FerRayError as error:  # another try would end the same way
-        if workers.rank == 0:
-            (Path(arguments["storage"]) / FAILURE_FILE).write_text(str(error), encoding="utf-8")
+        failure.write_text(str(error), encoding="utf-8")
+        if context.get_world_size() > 1:
+            raise  # the others may be waiting for this one: Ray Train ends and restarts all, and finds what is written
 
 
 def _join(rank: int, count: int, threads: int) -> Workers:

@@ -15,6 +15,7 @@ from faces import draw_faces
 from stores import KEYS_PER_PAGE, S3Server
 
 from fer_ray import demo
+from fer_ray.cluster import start_patiently
 from fer_ray.decoder import UInt8Array
 from fer_ray.labeler import Labeler
 
@@ -34,7 +35,7 @@ def s3_server() -> Iterator[S3Server]:
 def ray_cluster(s3_server: S3Server) -> Iterator[None]:
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    start_patiently(lambda: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR))
     yield
     ray.shutdown()
 

@@ -1,5 +1,6 @@
 """Training as a user runs it, through Ray Train: what it saves labels photographs, and neither a dead worker nor a dead job loses it."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -15,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from faces import TINY, dataset_of
 
-from fer_ray import Labeler, bundle
+from fer_ray import Labeler, bundle, training
 from fer_ray.config import TrainConfig
-from fer_ray.errors import UsageError
+from fer_ray.errors import TrainingError, UsageError
 from fer_ray.recipe import DatasetConfig, ModelConfig, OptimizationConfig, Recipe
 from fer_ray.training import first_network, train
 
@@ -82,6 +84,25 @@ def kill_a_worker_after_a_checkpoint(work: Path) -> None:
     workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
     assert len(workers) >= 2
     workers[0].kill()
+
+
+def test_a_worker_that_alone_cannot_read_the_data_ends_the_training_with_its_reason(
+    drawn_faces: Path, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loop(arguments: dict[str, Any]) -> None:  # as on a cluster where not every machine has the folder
+        import ray.train
+
+        from fer_ray.training import train_loop_per_worker
+
+        config = arguments["config"]
+        if ray.train.get_context().get_world_rank() == 1:
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="/only/on/the/head"))
+        train_loop_per_worker({**arguments, "config": config})
+
+    monkeypatch.setattr(training, "train_loop_per_worker", loop)
+    with pytest.raises(TrainingError, match="/only/on/the/head"):
+        train(config_of(drawn_faces, tmp_path / "model", 2, workers=2))
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint(drawn_faces: Path, tmp_path: Path) -> None:
