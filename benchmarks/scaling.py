@@ -18,8 +18,9 @@ count. `middle` leaves both ends out: it is the rate from the first to the last 
 of this machine. `cores busy`, by the engine and Ray on every node, has to stay well below their number: otherwise it is the
 machine that is measured, and the engine is better than that.
 
-gpu: no GPU is needed. What it costs to ask the process of a GPU instead of one's own model: 64 crops a time, by two labeling processes
-at once, to a process that answers without calculating, so that Ray is all that is measured.
+gpu: what it costs to ask the process of a GPU instead of one's own model: 64 crops a time, by two labeling processes at once, to a
+process that answers without calculating, so that Ray is all that is measured; and the arithmetic that the bundled model would ask of a
+GPU at that rate. Where there is a GPU, then the same of the process that holds the model there.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ from scale import FIRST_NIGHT, ROOT, NoLabeler, check, make_images, named_run
 
 from fer_ray import bundle, labeling
 from fer_ray.config import CropGeometry
+from fer_ray.cost import multiply_adds
 from fer_ray.due import Counts
-from fer_ray.gpu_models import ModelOnGpus, RemoteModel
+from fer_ray.gpu_models import ModelOnGpus, RemoteModel, start_models
 from fer_ray.labeler import LabeledImage, UInt8Array
 from fer_ray.manifest import Part, Plan, Run, read_parts, staged_file, write_plan
 from fer_ray.schema import ImageEntry
@@ -327,19 +329,35 @@ def not_here() -> bundle.Bundle:
 def ask_gpus(arguments: argparse.Namespace, scratch: Path) -> dict[str, object]:
     import ray
 
+    run = named_run(scratch, scratch / "output", FIRST_NIGHT)
+    operations = 2 * sum(multiply_adds(member.network) for member in bundle.load(run.model, run.config.labeling.flip).members)
     with ray_apart() as environment:
         os.environ["RAY_TMPDIR"] = environment["RAY_TMPDIR"]
         ray.init("local", include_dashboard=False, log_to_driver=False)
         try:
-            model = ModelOnGpus([ray.remote(num_cpus=0)(NoModel).remote()], 48, "gray", CropGeometry(), (), "")
-            asking = [ray.remote(num_cpus=0)(Asking).remote() for _ in range(ASKING_PROCESSES)]
-            ray.get([process.ask.remote(model, 20) for process in asking])
-            times = ray.get([process.ask.remote(model, QUESTIONS) for process in asking])
+            stand_in = ModelOnGpus([ray.remote(num_cpus=0)(NoModel).remote()], 48, "gray", CropGeometry(), (), "")
+            figures: dict[str, object] = {"asked": crops_asked(stand_in, "a process in the place of a GPU")}
+            on_gpus = start_models(run)
+            if on_gpus:
+                one = dataclasses.replace(on_gpus, actors=on_gpus.actors[:1])
+                figures["gpu"] = crops_asked(one, "the model on one GPU")
         finally:
             ray.shutdown()
+    rates = [figure["crops_per_second"] for figure in figures.values() if isinstance(figure, dict)]
+    print(f"at {rates[-1]:,} crops/s the model makes {operations * rates[-1] / 1e12:.1f} TFLOP/s ({operations / 1e9:.2f} GFLOP a crop)")
+    return {**figures, "gflop_per_crop": round(operations / 1e9, 3)}
+
+
+def crops_asked(model: ModelOnGpus, who: str) -> dict[str, float]:
+    """How many crops a second two labeling processes get answers for, and what asking costs them."""
+    import ray
+
+    asking = [ray.remote(num_cpus=0)(Asking).remote() for _ in range(ASKING_PROCESSES)]
+    ray.get([process.ask.remote(model, 20) for process in asking])
+    times = ray.get([process.ask.remote(model, QUESTIONS) for process in asking])
     crops_per_second = ASKING_PROCESSES * QUESTIONS * CROPS / max(seconds for seconds, _ in times)
     cpu = 1e6 * sum(cpu for _, cpu in times) / (ASKING_PROCESSES * QUESTIONS * CROPS)
-    print(f"a process in the place of a GPU was asked for {crops_per_second:,.0f} crops/s; asking costs {cpu:.0f} CPU us a crop")
+    print(f"{who} was asked for {crops_per_second:,.0f} crops/s; asking costs {cpu:.0f} CPU us a crop", flush=True)
     return {"crops_per_second": round(crops_per_second), "cpu_us_per_crop": round(cpu, 1)}
 
 
