@@ -51,7 +51,7 @@ import time
 import numpy as np
 from fer_ray import Labeler
 labeler = Labeler(threads=1)
-model = labeler._bundle
+model = labeler._model
 crops = np.random.default_rng(0).integers(0, 256, (64, model.image_size, model.image_size)).astype(np.uint8)
 model.probabilities(crops)
 costs = []

@@ -94,8 +94,8 @@ class Bundle:
 def predict_logits(network: keras.Model, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Logits (n, classes) of one network for crops (n, s, s) gray or (n, s, s, 3) RGB uint8, in batches that bound the memory.
 
-    Many crops are filled up to a multiple of 8: TensorFlow prepares itself for every new number, which costs as much as
-    dozens of crops.
+    Many crops are filled up to a multiple of 4 or 8: TensorFlow prepares itself for every new number, which costs as much
+    as dozens of crops.
     """
     if not len(images):
         return np.empty((0, network.output_shape[-1]), np.float32)
@@ -103,7 +103,7 @@ def predict_logits(network: keras.Model, images: npt.NDArray[np.uint8]) -> npt.N
     for start in range(0, len(images), PREDICTION_BATCH):
         batch = images[start : start + PREDICTION_BATCH].astype(np.float32)
         batch = batch[..., None] if batch.ndim == 3 else batch
-        padding = -len(batch) % 8 if len(batch) > 8 else 0
+        padding = -len(batch) % (8 if len(batch) > 32 else 4) if len(batch) > 8 else 0
         filled = np.concatenate([batch, np.zeros_like(batch[:padding])]) if padding else batch
         parts.append(network.predict_on_batch(filled)[: len(batch)])
     return np.concatenate(parts).astype(np.float32)

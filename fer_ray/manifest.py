@@ -32,7 +32,7 @@ from fer_ray.schema import MANIFEST
 from fer_ray.storage import Storage, join
 
 ROWS_PER_FILE = 1_000_000
-SMALLEST_PART, LARGEST_PART = 16, 512
+SMALLEST_PART, LARGEST_PART = 32, 512
 PLAN_FILE = "plan.json"
 
 

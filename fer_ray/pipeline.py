@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -79,8 +79,10 @@ def label_to_staging(
     models = None if make_labeler else start_models(run)
     images = sum(part.rows for part in parts)
     blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // LEAST_IMAGES_PER_TASK, MOST_BLOCKS)))
-    dataset = ray.data.from_items([vars(part) for part in parts], override_num_blocks=blocks).map(
-        LabelPart,
+    dataset = ray.data.from_items([vars(part) for part in parts], override_num_blocks=blocks).map_batches(
+        LabelParts,
+        batch_size=None,
+        batch_format="pyarrow",
         fn_constructor_args=(run, plan, progress, make_labeler or functools.partial(FetchingLabeler, models)),
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         # An actor keeps one CPU busy but asks for half of one, or of a single CPU for nothing: when a node is lost, its
@@ -133,11 +135,12 @@ class Progress:
         return self.reason
 
 
-class LabelPart:
-    """A Ray Data step: a part of the plan in, its staged file left behind, its name out.
+class LabelParts:
+    """A Ray Data step: parts of the plan in, their staged files left behind, the same rows out.
 
     Writing is part of the step, since a part has to be staged whole or not at all and under one name whoever labels it;
-    a part that is staged already, by a try that died later or by another process on the same run, is left alone.
+    a part that is staged already, by a try that died later or by another process on the same run, is left alone. While one
+    is written, which waits for the disk or the store, the next is labeled.
     """
 
     def __init__(self, run: Run, plan: Plan, progress: Any, make_labeler: Callable[[Run], LabelsImages]) -> None:
@@ -157,18 +160,30 @@ class LabelPart:
         atexit.register(os._exit, 0)  # Ray 2.60 can lock up in its own exit handlers, and the process would stay in memory
         gc.freeze()  # what TensorFlow brought is there to stay; searching it for garbage again and again takes time
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        part = Part(**row)
-        with self._reported():
-            target = staged_file(self.run, self.plan, part)
-            if self.run.storage.find(target) is None:
-                manifest = self._read_manifest(part)
-                suspicious = ray.get(self.progress.start.remote(part.first_row)) > STARTS_BEFORE_QUARANTINE
-                images = list(self._label(manifest, suspicious))
-                with pa.BufferOutputStream() as buffer:
-                    pq.write_table(staging_table(manifest, images, self.provenance), buffer, compression="zstd")
-                    self.run.storage.write(target, buffer.getvalue().to_pybytes(), replace=False)
-        return row
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        with self._reported(), ThreadPoolExecutor(1) as writer:
+            written: Future[bool] | None = None
+            for row in rows.to_pylist():
+                part = Part(**row)
+                target = staged_file(self.run, self.plan, part)
+                if self.run.storage.find(target) is not None:
+                    continue
+                content = self._label_part(part)
+                if written:
+                    written.result()
+                written = writer.submit(self.run.storage.write, target, content, replace=False)
+            if written:
+                written.result()
+        return rows
+
+    def _label_part(self, part: Part) -> bytes:
+        """The file of a part."""
+        manifest = self._read_manifest(part)
+        suspicious = ray.get(self.progress.start.remote(part.first_row)) > STARTS_BEFORE_QUARANTINE
+        images = list(self._label(manifest, suspicious))
+        with pa.BufferOutputStream() as buffer:
+            pq.write_table(staging_table(manifest, images, self.provenance), buffer, compression="zstd")
+            return bytes(buffer.getvalue())
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
