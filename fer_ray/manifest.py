@@ -32,7 +32,7 @@ from fer_ray.schema import MANIFEST
 from fer_ray.storage import Storage, join
 
 ROWS_PER_FILE = 1_000_000
-SMALLEST_PART, LARGEST_PART = 32, 512
+SMALLEST_PART, LARGEST_PART = 16, 512
 PLAN_FILE = "plan.json"
 
 
@@ -233,7 +233,7 @@ def _parts(due: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _part_size(first_row: int) -> int:
     """Rows of the part at a row; parts never reach over the end of a manifest file."""
-    size = min(max(first_row // 64, SMALLEST_PART), LARGEST_PART)
+    size = min(max(first_row // 32, SMALLEST_PART), LARGEST_PART)
     return min(size, ROWS_PER_FILE - first_row % ROWS_PER_FILE)
 
 

@@ -168,10 +168,10 @@ def test_a_second_model_a_limit_and_too_many_failures(archive: Path, tmp_path: P
 def test_staging_that_does_not_match_the_manifest_is_never_published(tmp_path: Path, harm: str) -> None:
     config = LabelConfig(("/i",), str(tmp_path))
     run = Run("r", config.date(), ("/i",), str(tmp_path), "m", "v", config, Storage())
-    due = due_images([ImageEntry(f"/{n:02d}.jpg", 1, None) for n in range(80)], lambda: iter(()), None, Counts())
+    due = due_images([ImageEntry(f"/{n:02d}.jpg", 1, None) for n in range(40)], lambda: iter(()), None, Counts())
     plan = write_plan(run, due, Counts(), datetime.datetime.now(datetime.UTC))
     parts = read_parts(run, plan)
-    assert (plan.images, [part.rows for part in parts]) == (80, [32, 32, 16])
+    assert (plan.images, [part.rows for part in parts]) == (40, [16, 16, 8])
     for part in parts[harm == "a part lost" :]:
         rows = [staged_row(part.first_row + n) for n in range(part.rows)]
         if harm == "lost":
