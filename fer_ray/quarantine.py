@@ -32,13 +32,11 @@ def survivors(images: Iterable[bytes], config: LabelingConfig, seconds: float = 
             survived = _try(process, image, seconds)
             yield survived
             if not survived:
-                process.kill()
-                process.wait()
+                _end(process)
                 process = None
     finally:
         if process is not None:
-            process.kill()
-            process.wait()
+            _end(process)
 
 
 def _start(config: LabelingConfig) -> subprocess.Popen[bytes]:
@@ -48,6 +46,14 @@ def _start(config: LabelingConfig) -> subprocess.Popen[bytes]:
     if not _answers(process, 10 * SECONDS_PER_IMAGE):
         raise RuntimeError("The quarantine process does not start: see whether python -m fer_ray.quarantine runs.")
     return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        with suppress(OSError):  # what the process did not take of an image
+            cast("IO[bytes]", pipe).close()
+    process.wait()
 
 
 def _try(process: subprocess.Popen[bytes], image: bytes, seconds: float) -> bool:
