@@ -28,3 +28,8 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f}{NO_BREAK_SPACE}s"
     return f"{seconds / 60:.1f}{NO_BREAK_SPACE}min" if seconds < 90 * 60 else f"{seconds / 3600:.1f}{NO_BREAK_SPACE}h"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as people read it."""
+    return f"{share:.{digits}%}".replace("%", f"{NO_BREAK_SPACE}%")

@@ -14,7 +14,7 @@ from fer_ray.face_samples import FaceSample, read_samples
 from fer_ray.manifest import Run
 from fer_ray.page import data, document, text
 from fer_ray.printing import NO_BREAK_SPACE as SPACE
-from fer_ray.printing import counted, duration
+from fer_ray.printing import counted, duration, percent
 from fer_ray.run_figures import BINS, LABELS, OTHERS, STATUSES, FolderFigures, RunFigures, measure
 from fer_ray.run_history import (
     LARGE,
@@ -33,10 +33,10 @@ from fer_ray.run_history import (
 from fer_ray.run_page_parts import (
     ADDRESS_LENGTH,
     NOTHING,
-    percent,
     plain_cells,
     points,
     rows_table,
+    share_of,
     short,
     table_row,
     tinted_shares,
@@ -181,7 +181,7 @@ def _largest_moves(now: Mapping[str, int], before: Mapping[str, int]) -> str:
     total, total_before = sum(now.values()), sum(before.values())
     moves = sorted(LABELS, key=lambda name: -abs(now.get(name, 0) / total - before.get(name, 0) / total_before))
     return ", ".join(
-        f"{name} {percent(before.get(name, 0), total_before, 0)} to {percent(now.get(name, 0), total, 0)}" for name in moves[:3]
+        f"{name} {share_of(total_before, before.get(name, 0), 0)} to {share_of(total, now.get(name, 0), 0)}" for name in moves[:3]
     )
 
 
@@ -190,9 +190,9 @@ def _cards(report: RunReport) -> str:
     images, faces = row["images_total"], row["faces_total"]
     cards = (
         ("Images labeled", f"{images:,}", f"{row['images_skipped']:,} more were labeled before"),
-        ("With faces", f"{row['images_ok']:,}", f"{percent(row['images_ok'], images)} of the images"),
-        ("Without a face", f"{row['images_no_face']:,}", f"{percent(row['images_no_face'], images)} of the images"),
-        ("Failed", f"{row['images_failed']:,}", f"{percent(row['images_failed'], images)} of the images"),
+        ("With faces", f"{row['images_ok']:,}", f"{share_of(images, row['images_ok'])} of the images"),
+        ("Without a face", f"{row['images_no_face']:,}", f"{share_of(images, row['images_no_face'])} of the images"),
+        ("Failed", f"{row['images_failed']:,}", f"{share_of(images, row['images_failed'])} of the images"),
         ("Faces", f"{faces:,}", f"{row['faces_left_out']:,} more too small or too doubtful"),
         ("Images a second", f"{row['images_per_second']:,.1f}", f"{counted(row['cpu_count'], 'CPU')}, {counted(row['gpu_count'], 'GPU')}"),
     )
@@ -230,7 +230,7 @@ def _emotions(shown: _Shown) -> str:
     for name in shown.emotions:
         n, earlier = counts.get(name, 0), shown.before.get(name, 0)
         change = points(n / faces - earlier / before) if faces and before else NOTHING
-        values = {"count": f"{n:,}", "share": percent(n, faces), "before": percent(earlier, before), "change": change}
+        values = {"count": f"{n:,}", "share": share_of(faces, n), "before": share_of(before, earlier), "change": change}
         bar = f'<td class="measure"><span class="bar" style="width:{100 * n / most:.4g}%"></span></td>'
         rows.append(table_row({"emotion": name}, [f"<td>{name}</td>", *value_cells(values), bar]))
     header = ("emotion", "faces", "share", "earlier runs", "points", '<th class="measure"></th>')
@@ -288,7 +288,7 @@ def _samples(shown: _Shown) -> str:
 def _sample(shown: _Shown, face: FaceSample, label: str) -> str:
     folder = list(shown.figures.folders).index(shown.figures.folder_of(face.image_uri))
     name = face.image_uri.rpartition("/")[2]
-    confidence = percent(face.confidence, 1, 0)
+    confidence = percent(face.confidence)
     return (
         f'<figure data-folder="{folder}" data-emotion="{text(face.emotion)}" title="{text(short(face.image_uri, ADDRESS_LENGTH))}">'
         f'<img src="data:image/jpeg;base64,{base64.b64encode(face.jpeg).decode()}" alt="{text(face.emotion)}, {confidence}">'
@@ -349,8 +349,8 @@ def _failures(shown: _Shown) -> str:
     total, before = shown.total, pooled(shown.report.earlier, "statuses")
     rows = []
     for name, n in zip(STATUSES, total.statuses.tolist(), strict=True):
-        values = {"count": f"{n:,}", "share": percent(n, total.images)}
-        earlier = f"<td>{percent(before.get(name, 0), sum(before.values()))}</td>"
+        values = {"count": f"{n:,}", "share": share_of(total.images, n)}
+        earlier = f"<td>{share_of(sum(before.values()), before.get(name, 0))}</td>"
         bar = f'<td class="measure"><span class="bar" style="width:{100 * n / max(total.images, 1):.4g}%"></span></td>'
         rows.append(table_row({"status": name}, [f"<td>{name}<small>{_MEANINGS[name]}</small></td>", *value_cells(values), earlier, bar]))
     statuses = rows_table(("status", "images", "share", "earlier runs", '<th class="measure"></th>'), rows, "statuses")

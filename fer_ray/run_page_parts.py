@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fer_ray.page import text
-from fer_ray.printing import NO_BREAK_SPACE as SPACE
+from fer_ray.printing import percent
 
 NOTHING, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 ADDRESS_LENGTH = 160
@@ -18,9 +18,9 @@ def short(words: str, length: int) -> str:
     return words if len(words) <= length else f"{words[: length // 2]}\N{HORIZONTAL ELLIPSIS}{words[-length // 2 + 1 :]}"
 
 
-def percent(part: float, total: float, digits: int = 1) -> str:
-    """A share as people read it; a dash where there is nothing to have a share of."""
-    return f"{part / total:.{digits}%}".replace("%", f"{SPACE}%") if total else NOTHING
+def share_of(total: float, part: float, digits: int = 1) -> str:
+    """The share of a part in percent; a dash where there is nothing to have a share of."""
+    return percent(part / total, digits) if total else NOTHING
 
 
 def points(difference: float) -> str:
@@ -63,7 +63,7 @@ def tinted_shares(counts: Mapping[str, int], emotions: Sequence[str]) -> list[st
     """Shares, the larger the darker."""
     total = sum(counts.values())
     return [
-        f'<i style="--share:{counts.get(name, 0) / total:.3f}">{percent(counts.get(name, 0), total, 0)}</i>' if total else NOTHING
+        f'<i style="--share:{counts.get(name, 0) / total:.3f}">{share_of(total, counts.get(name, 0), 0)}</i>' if total else NOTHING
         for name in emotions
     ]
 

@@ -25,8 +25,7 @@ from fer_ray.importance import (
     worded,
 )
 from fer_ray.page import document, figure, table, text
-from fer_ray.printing import NO_BREAK_SPACE as SPACE
-from fer_ray.printing import counted, duration, some
+from fer_ray.printing import counted, duration, percent, some
 from fer_ray.search_figures import BEST_CURVES, LABELS, MOST_AXES, SHARES, CostPoint
 from fer_ray.space import to_yaml
 from fer_ray.storage import Storage, join
@@ -164,11 +163,7 @@ def _head(found: _Findings) -> str:
 def _value(name: str, value: float | None, digits: int = 2) -> str:
     if value is None:
         return NOTHING
-    return _percent(value, digits) if name in SHARES else f"{value:.{digits + 2}f}"
-
-
-def _percent(share: float, digits: int = 0) -> str:
-    return f"{share:.{digits}%}".replace("%", f"{SPACE}%")
+    return percent(value, digits) if name in SHARES else f"{value:.{digits + 2}f}"
 
 
 def _best(found: _Findings) -> str:
@@ -282,7 +277,7 @@ def _importance(found: _Findings, pictures: Mapping[str, bytes]) -> str:
 def _trust(explained: float) -> str:
     if explained <= 0.1:
         return "It predicts them hardly better than chance: do not read much into the shares."
-    return f"It explains {_percent(explained)} of the differences between them."
+    return f"It explains {percent(explained)} of the differences between them."
 
 
 def _parameters(found: _Findings) -> str:
@@ -292,7 +287,7 @@ def _parameters(found: _Findings) -> str:
     best = found.best
     rows = []
     for one in found.parameters:
-        share = _percent(shares[one.name]) if one.name in shares else NOTHING
+        share = percent(shares[one.name]) if one.name in shares else NOTHING
         chosen = worded(best.trial.settings.get(one.name)) if best else NOTHING
         rows.append([text(one.name), share, text(tried(one)), text(typical(first_of(one, third))), text(chosen)])
     header = ("setting", "importance", "tried", f"the best third ({third})", "the best trial")
