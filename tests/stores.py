@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import aiohttp
@@ -74,6 +75,38 @@ class S3Server:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+class MachineMetadata:
+    """What a machine of EC2 with a role asks for its keys."""
+
+    def __init__(self, key: str, secret: str) -> None:
+        keys = {"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": key, "SecretAccessKey": secret, "Token": ""}
+        keys |= {"LastUpdated": "2026-01-01T00:00:00Z", "Expiration": "2099-01-01T00:00:00Z"}
+        roles = "/latest/meta-data/iam/security-credentials/"
+        answers = {"/latest/api/token": "token", roles: "archive-reader", f"{roles}archive-reader": json.dumps(keys)}
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                content = answers.get(self.path, "").encode()
+                self.send_response(200 if content else 404)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def do_PUT(self) -> None:
+                self.do_GET()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def free_port() -> int:

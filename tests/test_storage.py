@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import botocore.endpoint
 import pytest
-from stores import KEYS_PER_PAGE, FaultyProxy, S3Server
+from stores import KEYS_PER_PAGE, FaultyProxy, MachineMetadata, S3Server
 
 from fer_ray import s3, storage
 from fer_ray.errors import AccessError, ImageError, StorageError, UsageError
@@ -154,6 +154,39 @@ def test_a_store_that_answered_once_is_waited_for(s3_server: S3Server, bucket: s
     with pytest.raises(AccessError, match=r"EndpointConnectionError.*check the endpoint"):
         store.find(f"s3://{bucket}/key")
     assert len(waits) == 7, "about a minute"
+
+
+USE_STORE = """
+import sys
+from fer_ray.storage import Storage
+store = Storage()
+address = sys.argv[1]
+store.check_writable(address)
+store.write(f"{address}/one", b"1")
+store.write(f"{address}/two", b"2")
+print([entry.image_uri for entry in store.walk(address)], store.read(f"{address}/one"), store.read(f"{address}/two"))
+"""
+
+
+def test_the_keys_of_a_profile_and_of_a_machine_open_the_store(s3_server: S3Server, bucket: str, tmp_path: Path) -> None:
+    key, secret = s3_server.environment["AWS_ACCESS_KEY_ID"], s3_server.environment["AWS_SECRET_ACCESS_KEY"]
+    file = tmp_path / "credentials"
+    file.write_text(f"[archive]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\nregion = us-east-1\n")
+    machine = MachineMetadata(key, secret)
+    ways = {
+        "profile": {"AWS_SHARED_CREDENTIALS_FILE": str(file), "AWS_PROFILE": "archive"},
+        "machine": {"AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.endpoint, "AWS_DEFAULT_REGION": "us-east-1"},
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    inherited |= {"AWS_ENDPOINT_URL": s3_server.endpoint, "HOME": str(tmp_path)}
+    try:
+        for name, way in ways.items():
+            address = f"s3://{bucket}/{name}"
+            command = [sys.executable, "-c", USE_STORE, address]
+            ran = subprocess.run(command, env=inherited | way, cwd=ROOT, capture_output=True, text=True, timeout=120)
+            assert ran.stdout.strip() == f"{[f'{address}/one', f'{address}/two']} b'1' b'2'", ran.stderr
+    finally:
+        machine.stop()
 
 
 @pytest.fixture(params=["folder", "s3"])
