@@ -46,7 +46,6 @@ def run_job(
         os._exit(EXIT_TERMINATED)
 
     signal.signal(signal.SIGTERM, terminate)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings and its search for GPUs that are not there
     try:
         config = parse(config_class, sys.argv[1:], description)
         _check_output_lasts(getattr(config, "output", ""))

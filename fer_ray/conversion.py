@@ -9,11 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +20,7 @@ import numpy.typing as npt
 from fer_ray.bundle import Bundle
 from fer_ray.config import ONNX, SAVEDMODEL, TFLITE
 from fer_ray.errors import FerRayError
+from fer_ray.quiet import quiet
 from fer_ray.recipe import RGB
 
 if TYPE_CHECKING:
@@ -34,31 +32,6 @@ Run = Callable[[Float32Array], Float32Array]
 INPUT, OUTPUT = "faces", "probabilities"
 SERVING = "serving_default"
 CALIBRATION_BATCH = 8
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what converters print, some of them in C++, from the terminal; where the block raises, it is shown after all."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    with tempfile.TemporaryFile() as printed, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        os.dup2(printed.fileno(), 1)
-        os.dup2(printed.fileno(), 2)
-        failed = True
-        try:
-            yield
-            failed = False
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
-            if failed:
-                printed.seek(0)
-                sys.stderr.write(printed.read().decode(errors="replace"))
 
 
 def combined_network(original: Bundle) -> keras.Model:

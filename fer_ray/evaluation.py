@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -72,7 +71,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UsageError: a model, the data set or the output cannot be used; nothing was written.
         StorageError: the output cannot be written after all.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     storage = Storage(config.data.s3_endpoint)
     with ExitStack() as copies:
         try:

@@ -22,8 +22,9 @@ import numpy.typing as npt
 from fer_ray import bundle
 from fer_ray.bundle import Bundle
 from fer_ray.config import ONNX, SAVEDMODEL, TFLITE, ExportConfig, LabelingConfig
-from fer_ray.conversion import Float32Array, Run, convert, describe, open_converted, quiet
+from fer_ray.conversion import Float32Array, Run, convert, describe, open_converted
 from fer_ray.errors import DatasetError, FerRayError, StorageError, UsageError
+from fer_ray.quiet import load_keras, quiet
 from fer_ray.recipe import DatasetConfig
 from fer_ray.storage import S3, Storage, absolute, join
 
@@ -102,9 +103,9 @@ def _sidecar(output: str) -> str:
 
 def _load_tensorflow() -> int:
     """Load TensorFlow without its greetings, for one thread; gives the number it uses (0: all), which the other runtimes get as well."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quiet():
-        import tensorflow as tf
+    load_keras()
+    import tensorflow as tf
+
     with suppress(RuntimeError):  # a process that has calculated with TensorFlow before keeps its threads
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)

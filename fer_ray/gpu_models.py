@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from fer_ray.errors import UsageError
 from fer_ray.manifest import Run
 from fer_ray.models import share_gpus
 from fer_ray.printing import counted
+from fer_ray.quiet import load_keras
 
 GPU = "GPU"
 WAIT_SECONDS, WAIT_FOR_MACHINES_SECONDS, ANSWER_SECONDS = 120, 900, 120
@@ -68,7 +68,7 @@ class ModelProcess:
     """A process with (a share of) a GPU that answers for crops; it takes memory of the GPU as it needs it."""
 
     def __init__(self, run: Run, device: str) -> None:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        load_keras()
         import tensorflow as tf
 
         self.devices = tf.config.list_physical_devices(device)

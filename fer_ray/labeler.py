@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from fer_ray.decoder import DecodedImage, decode
 from fer_ray.detector import Detection, FaceDetector, crop_face, sharpness
 from fer_ray.errors import ImageError
 from fer_ray.listing import read_image_named
+from fer_ray.quiet import load_keras
 from fer_ray.schema import Status
 from fer_ray.storage import Storage
 
@@ -212,7 +212,7 @@ def load_model(model: str, flip: bool, threads: int | None = None) -> bundle.Bun
     Raises:
         BundleError: the model cannot be used.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    load_keras()
     if threads:
         import tensorflow as tf
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fer_ray.errors import UsageError
+from fer_ray.quiet import load_keras
 from fer_ray.recipe import PRETRAINED, RGB, ModelConfig
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def build(config: ModelConfig, class_count: int, weights: str = NO_WEIGHTS) -> k
     Raises:
         UsageError: those weights cannot be had or do not fit.
     """
+    load_keras()
     import keras
     from keras import layers
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEVELS = [
-    {"errors", "printing", "metrics", "drawing", "parameters"},
+    {"errors", "printing", "quiet", "metrics", "drawing", "parameters"},
     {"cluster", "options", "schema", "calibration", "page"},
     {"recipe"},
     {"config"},
@@ -33,7 +33,20 @@ LEVELS = [
     {"tuning"},
 ]
 RAY_ALLOWED = {"cluster", "gpu_models", "pipeline", "telemetry", "publish", "synchrony", "training", "searching", "trial_folders", "tuning"}
-KERAS_ALLOWED = {"models", "bundle", "fitting", "synchrony", "training", "labeler", "gradcam", "conversion", "cost", "export", "gpu_models"}
+KERAS_ALLOWED = {
+    "quiet",
+    "models",
+    "bundle",
+    "fitting",
+    "synchrony",
+    "training",
+    "labeler",
+    "gradcam",
+    "conversion",
+    "cost",
+    "export",
+    "gpu_models",
+}
 
 
 def imports(module: Path, top_level_only: bool = False) -> set[str]:
