@@ -44,7 +44,8 @@ _BROKEN_BODY = (
     ConnectionError,
     TimeoutError,
 )
-_UNCONNECTED = (botocore.exceptions.ConnectionError, botocore.exceptions.ConnectionClosedError)
+_UNCONNECTED = (botocore.exceptions.ConnectionError, botocore.exceptions.ConnectionClosedError, botocore.exceptions.ReadTimeoutError)
+_SILENT = (botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError)
 _WRONG_CREDENTIALS = {
     "AuthFailure",
     "ExpiredToken",
@@ -249,7 +250,7 @@ class _Contact:
             self.made = True
         if self.made or not isinstance(caught_exception, _UNCONNECTED) or _ray_is_at_work():
             return
-        if attempts >= FIRST_ATTEMPTS or isinstance(caught_exception, botocore.exceptions.ConnectTimeoutError):
+        if attempts >= FIRST_ATTEMPTS or isinstance(caught_exception, _SILENT):
             raise _NoContactError from caught_exception
 
 

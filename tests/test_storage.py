@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import uuid
@@ -143,6 +144,19 @@ def test_a_wrong_endpoint_is_told_in_seconds(s3_server: S3Server, tmp_path: Path
         complaint = job.communicate(timeout=60)[1]
         assert re.fullmatch(rf"error: s3://b-1/\S* cannot be {what} \(EndpointConnectionError\): check the endpoint.*\n", complaint)
         assert job.returncode == 2
+
+
+def test_an_endpoint_that_never_answers_is_asked_once(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(s3, "_ray_is_at_work", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = Storage(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(AccessError, match=r"cannot be read \(ReadTimeoutError\): check the endpoint"):
+            store.find("s3://b-1/key")
+        silent.settimeout(0.1)
+        silent.accept()
+        with pytest.raises(TimeoutError):
+            silent.accept()
 
 
 def test_a_store_that_answered_once_is_waited_for(s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
