@@ -156,6 +156,14 @@ def named_run(images: Path, output: Path, date: str) -> Run:
     return labeling._identify(LabelConfig(input=(str(images),), output=str(output), run_date=date))
 
 
+@contextmanager
+def ray_apart() -> Iterator[dict[str, str]]:
+    """The environment of a job that joins no other Ray of this machine, and is joined by none."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # short: the paths of sockets are limited
+        Path(folder, "ray").mkdir()
+        yield {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
+
+
 def list_all(run: Run) -> None:
     for _ in list_images(run.storage, run.inputs, run.output):
         pass

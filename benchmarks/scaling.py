@@ -45,24 +45,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from gpu_asking import ask_gpus
 from label_throughput import draw_photographs, link_images
-from scale import FIRST_NIGHT, ROOT, NoLabeler, check, make_images, named_run
+from scale import FIRST_NIGHT, ROOT, NoLabeler, check, make_images, named_run, ray_apart
 
-from fer_ray import bundle, labeling
-from fer_ray.config import CropGeometry
-from fer_ray.cost import multiply_adds
+from fer_ray import labeling
 from fer_ray.due import Counts
-from fer_ray.gpu_models import ModelOnGpus, RemoteModel, start_models
-from fer_ray.labeler import LabeledImage, UInt8Array
+from fer_ray.labeler import LabeledImage
 from fer_ray.manifest import Part, Plan, Run, read_parts, staged_file, write_plan
 from fer_ray.schema import ImageEntry
 
 CPUS, NODES, GPU = "cpus", "nodes", "gpu"
-CROPS, ASKING_PROCESSES, QUESTIONS = 64, 2, 500
 GOAL_CPUS, GOAL_NODES = (1.9, 1.7), (0.95, 0.85)
 START_SECONDS, POLL_SECONDS = 900.0, 0.05
 NODE = {"object_store_memory": 512 << 20}  # taken only when used; a small one would make Ray Data hold tasks back
@@ -128,14 +124,6 @@ def job_rates(images: Path, output: Path, cpus: int, count: int) -> JobRates:
     finished = pq.read_table(output / "images", columns=["labeled_at"])["labeled_at"]  # for all of a part: when it was finished
     seconds = finished.cast(pa.int64()).to_numpy() / 1e6
     return JobRates(float(np.sum(seconds > seconds.min()) / np.ptp(seconds)), summary["images_per_second"])
-
-
-@contextmanager
-def ray_apart() -> Iterator[dict[str, str]]:
-    """The environment of a job that joins no other Ray of this machine, and is joined by none."""
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:  # short: the paths of sockets are limited
-        Path(folder, "ray").mkdir()
-        yield {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
 
 
 def compare_nodes(arguments: argparse.Namespace, scratch: Path) -> dict[str, object]:
@@ -300,65 +288,6 @@ def middle_rate(run: Run, plan: Plan, parts: Sequence[Part]) -> float:
     times, done = np.array([time for time, _ in finished]), np.cumsum([rows for _, rows in finished])
     first, last = np.searchsorted(done, [0.1 * done[-1], 0.9 * done[-1]])
     return float((done[last] - done[first]) / (times[last] - times[first]))
-
-
-class NoModel:
-    """In the place of a GPU's process: answers without calculating."""
-
-    def probabilities(self, images: UInt8Array) -> npt.NDArray[np.float64]:
-        return np.full((len(images), 8), 1 / 8)
-
-
-class Asking:
-    """In the place of a labeling process."""
-
-    def ask(self, model: ModelOnGpus, questions: int) -> tuple[float, float]:
-        """Wall and CPU seconds for so many batches of crops."""
-        remote = RemoteModel(model, not_here)
-        crops = np.zeros((CROPS, model.image_size, model.image_size), np.uint8)
-        began, cpu = time.perf_counter(), time.process_time()
-        for _ in range(questions):
-            remote.probabilities(crops)
-        return time.perf_counter() - began, time.process_time() - cpu
-
-
-def not_here() -> bundle.Bundle:
-    raise RuntimeError("the process in the GPU's place is gone")
-
-
-def ask_gpus(arguments: argparse.Namespace, scratch: Path) -> dict[str, object]:
-    import ray
-
-    run = named_run(scratch, scratch / "output", FIRST_NIGHT)
-    operations = 2 * sum(multiply_adds(member.network) for member in bundle.load(run.model, run.config.labeling.flip).members)
-    with ray_apart() as environment:
-        os.environ["RAY_TMPDIR"] = environment["RAY_TMPDIR"]
-        ray.init("local", include_dashboard=False, log_to_driver=False)
-        try:
-            stand_in = ModelOnGpus([ray.remote(num_cpus=0)(NoModel).remote()], 48, "gray", CropGeometry(), (), "")
-            figures: dict[str, object] = {"asked": crops_asked(stand_in, "a process in the place of a GPU")}
-            on_gpus = start_models(run)
-            if on_gpus:
-                one = dataclasses.replace(on_gpus, actors=on_gpus.actors[:1])
-                figures["gpu"] = crops_asked(one, "the model on one GPU")
-        finally:
-            ray.shutdown()
-    rates = [figure["crops_per_second"] for figure in figures.values() if isinstance(figure, dict)]
-    print(f"at {rates[-1]:,} crops/s the model makes {operations * rates[-1] / 1e12:.1f} TFLOP/s ({operations / 1e9:.2f} GFLOP a crop)")
-    return {**figures, "gflop_per_crop": round(operations / 1e9, 3)}
-
-
-def crops_asked(model: ModelOnGpus, who: str) -> dict[str, float]:
-    """How many crops a second two labeling processes get answers for, and what asking costs them."""
-    import ray
-
-    asking = [ray.remote(num_cpus=0)(Asking).remote() for _ in range(ASKING_PROCESSES)]
-    ray.get([process.ask.remote(model, 20) for process in asking])
-    times = ray.get([process.ask.remote(model, QUESTIONS) for process in asking])
-    crops_per_second = ASKING_PROCESSES * QUESTIONS * CROPS / max(seconds for seconds, _ in times)
-    cpu = 1e6 * sum(cpu for _, cpu in times) / (ASKING_PROCESSES * QUESTIONS * CROPS)
-    print(f"{who} was asked for {crops_per_second:,.0f} crops/s; asking costs {cpu:.0f} CPU us a crop", flush=True)
-    return {"crops_per_second": round(crops_per_second), "cpu_us_per_crop": round(cpu, 1)}
 
 
 def efficiency(run: ClusterRun, one: ClusterRun) -> float:

@@ -34,7 +34,6 @@ LEVELS = [
 ]
 RAY_ALLOWED = {"cluster", "gpu_models", "pipeline", "telemetry", "publish", "synchrony", "training", "searching", "trial_folders", "tuning"}
 KERAS_ALLOWED = {
-    "quiet",
     "models",
     "bundle",
     "fitting",
