@@ -24,9 +24,10 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: .venv/ready
-	$(BIN)/python -m fer_ray.documentation > docs/tables.md.new && mv docs/tables.md.new docs/tables.md
+	$(BIN)/python tools/tables_page.py > docs/tables.md.new && mv docs/tables.md.new docs/tables.md
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv || ($(SUDO) apt-get update && $(SUDO) apt-get install -y python3-venv && $(PYTHON) -m venv --clear .venv)

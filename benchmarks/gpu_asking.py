@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from scale import FIRST_NIGHT, named_run, ray_apart
 
-from fer_ray import bundle
-from fer_ray.config import CropGeometry
-from fer_ray.cost import multiply_adds
-from fer_ray.gpu_models import ModelOnGpus, RemoteModel, start_models
-from fer_ray.labeler import UInt8Array
+from fer_ray.config.crop import CropGeometry
+from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
+from fer_ray.label.labeler import UInt8Array
+from fer_ray.models import bundle
+from fer_ray.models.cost import multiply_adds
 
 CROPS, ASKING_PROCESSES, QUESTIONS = 64, 2, 500
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import cv2
 
-from fer_ray import demo
+from fer_ray.data import demo_photos
 
 ROOT = Path(__file__).parents[1]
 BENCH_PYTHON = ROOT / ".bench-venv" / "bin" / "python"
@@ -148,7 +148,7 @@ def write_script(folder: Path, source: str) -> str:
 def draw_photographs(folder: Path, large: bool) -> list[Path]:
     """Portraits of 250 x 250, or photographs of 1632 x 1224, from the demo pictures; each a little different."""
     folder.mkdir()
-    for entry in demo.images():
+    for entry in demo_photos.images():
         picture = cv2.imread(entry.image_uri)
         if picture is None:
             continue

@@ -18,14 +18,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fer_ray import Labeler, bundle
-from fer_ray.calibration import calibrate
-from fer_ray.config import CropGeometry, LabelingConfig
-from fer_ray.dataset import load_dataset
-from fer_ray.decoder import decode
-from fer_ray.detector import FaceDetector, crop_face
-from fer_ray.recipe import DatasetConfig
+from fer_ray import Labeler
+from fer_ray.config.crop import CropGeometry
+from fer_ray.config.dataset import DatasetConfig
+from fer_ray.config.label import LabelingConfig
+from fer_ray.data.dataset import load_dataset
+from fer_ray.models import bundle
+from fer_ray.models.calibration import calibrate
 from fer_ray.schema import Status
+from fer_ray.vision.decode import decode
+from fer_ray.vision.detector import FaceDetector, crop_face
 
 Box = tuple[float, float, float, float]
 

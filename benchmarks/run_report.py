@@ -12,8 +12,8 @@ from pathlib import Path
 
 from run_tables import write_run
 
-from fer_ray.run_figures import FACE_COLUMNS, IMAGE_COLUMNS, batches
-from fer_ray.run_page import write_report
+from fer_ray.label.report.page import write_report
+from fer_ray.label.report.summary import FACE_COLUMNS, IMAGE_COLUMNS, batches
 
 SHARES = (0.1, 0.05, 0.05, 0.1, 0.3, 0.25, 0.1, 0.05)
 

@@ -31,8 +31,8 @@ from label_throughput import PROCESSES, ROOT, Cost, draw_photographs, link_image
 sys.path.insert(0, str(ROOT / "tests"))
 from stores import S3Server, free_port, wait_for
 
-from fer_ray.listing import list_images
-from fer_ray.storage import Storage
+from fer_ray.io.inputs import list_images
+from fer_ray.io.storage import Storage
 
 BUCKET = "photographs"
 

@@ -1,7 +1,7 @@
 """What everything but the labels costs: 10 thousand, 100 thousand and 1 million images through a labeler that does nothing.
 
 Each size runs in processes of its own, the drivers of its nights, over empty files in folders of 1,000. The first night
-goes through the steps of `fer_ray.labeling` one by one: listing, planning, labeling, an interruption after which the second
+goes through the steps of `fer_ray.label.job` one by one: listing, planning, labeling, an interruption after which the second
 half of the parts is labeled again, publishing. The second night is planned against the rows just published, and then run by
 the command that a user starts, `jobs/label.py`, with nothing new. Memory is the peak of the resident memory of the driver.
 
@@ -30,14 +30,16 @@ from typing import Any
 
 import numpy as np
 
-from fer_ray import bundle, labeling
-from fer_ray.config import LabelConfig
-from fer_ray.due import Counts
-from fer_ray.labeler import Face, LabeledImage
-from fer_ray.listing import list_images
-from fer_ray.manifest import Part, Plan, Run, read_parts, read_plan, staged_file, unfinished, write_plan
-from fer_ray.publish import clean_up, commit, publish_tables
-from fer_ray.schema import EMOTIONS, ImageEntry, Status
+from fer_ray.config.label import LabelConfig
+from fer_ray.emotions import EMOTIONS
+from fer_ray.io.inputs import list_images
+from fer_ray.label import job
+from fer_ray.label.incremental import Counts
+from fer_ray.label.labeler import Face, LabeledImage
+from fer_ray.label.plan import Part, Plan, Run, read_parts, read_plan, staged_file, unfinished, write_plan
+from fer_ray.label.publish import clean_up, commit, publish_tables
+from fer_ray.models import bundle
+from fer_ray.schema import ImageEntry, Status
 
 ROOT = Path(__file__).parents[1]
 IMAGES_PER_FOLDER = 1000
@@ -125,14 +127,14 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def first_night(images: Path, output: Path, count: int) -> dict[str, Phase]:
-    """What `labeling._execute` does, step by step."""
+    """What `job._execute` does, step by step."""
     phases = Phases()
     run = named_run(images, output, FIRST_NIGHT)
     with phases.measured(LISTING, count):
         list_all(run)
     with phases.measured(PLANNING, count):
         counts = Counts()
-        plan = write_plan(run, labeling._due(run, counts), counts, datetime.datetime.now(datetime.UTC))
+        plan = write_plan(run, job._due(run, counts), counts, datetime.datetime.now(datetime.UTC))
     check(plan.images == count, f"{plan.images} images were planned")
     row = label_and_publish(run, plan, phases)
     check(row["images_total"] == count, f"{row['images_total']} images were published")
@@ -147,13 +149,13 @@ def second_night(images: Path, output: Path, count: int) -> dict[str, Phase]:
         list_all(run)
     with phases.measured(INCREMENTAL, count):
         counts = Counts()
-        due = sum(len(table) for table in labeling._due(run, counts))
+        due = sum(len(table) for table in job._due(run, counts))
     check(due == 0 and counts.known == count, f"{due} images were due again, {counts.known} known")
     return phases.by_name
 
 
 def named_run(images: Path, output: Path, date: str) -> Run:
-    return labeling._identify(LabelConfig(input=(str(images),), output=str(output), run_date=date))
+    return job._identify(LabelConfig(input=(str(images),), output=str(output), run_date=date))
 
 
 @contextmanager
@@ -175,7 +177,7 @@ def check(condition: bool, sentence: str) -> None:
 
 
 def label_and_publish(run: Run, plan: Plan, phases: Phases) -> dict[str, Any]:
-    """As `labeling._label_and_publish`, but the second half of the staged parts is lost on the way."""
+    """As `job._label_and_publish`, but the second half of the staged parts is lost on the way."""
     parts = read_parts(run, plan)
     with phases.measured(RAY):
         import ray
@@ -196,7 +198,7 @@ def label_and_publish(run: Run, plan: Plan, phases: Phases) -> dict[str, Any]:
         with phases.measured(PUBLISHING, plan.images, len(parts)):
             counts = publish_tables(run, plan)
         with phases.measured(COMMIT, plan.images, len(parts)):
-            row = labeling._run_row(run, plan, counts, 0.0)
+            row = job._run_row(run, plan, counts, 0.0)
             commit(run, row)
             clean_up(run, run.config.keep_days)
         return row
@@ -216,13 +218,13 @@ def interrupt(run: Run, plan: Plan, parts: Sequence[Part], phases: Phases) -> No
 
 
 def label_parts(run: Run, plan: Plan, parts: Sequence[Part]) -> None:
-    from fer_ray.pipeline import label_to_staging
+    from fer_ray.label.pipeline import label_to_staging
 
     label_to_staging(run, plan, parts, lambda counts, images: None, make_labeler=NoLabeler)
 
 
 def load_publishing() -> str:
-    from fer_ray import publish
+    from fer_ray.label import publish
 
     return publish.__name__
 

@@ -52,10 +52,10 @@ from gpu_asking import ask_gpus
 from label_throughput import draw_photographs, link_images
 from scale import FIRST_NIGHT, ROOT, NoLabeler, check, make_images, named_run, ray_apart
 
-from fer_ray import labeling
-from fer_ray.due import Counts
-from fer_ray.labeler import LabeledImage
-from fer_ray.manifest import Part, Plan, Run, read_parts, staged_file, write_plan
+from fer_ray.label import job
+from fer_ray.label.incremental import Counts
+from fer_ray.label.labeler import LabeledImage
+from fer_ray.label.plan import Part, Plan, Run, read_parts, staged_file, write_plan
 from fer_ray.schema import ImageEntry
 
 CPUS, NODES, GPU = "cpus", "nodes", "gpu"
@@ -153,12 +153,12 @@ def drive(nodes: int, images_per_node: int, seconds_per_image: float, folder: Pa
     make_images(folder / "images", nodes * images_per_node)
     run = named_run(folder / "images", folder / "output", FIRST_NIGHT)
     counts = Counts()
-    plan = write_plan(run, labeling._due(run, counts), counts, datetime.datetime.now(datetime.UTC))
+    plan = write_plan(run, job._due(run, counts), counts, datetime.datetime.now(datetime.UTC))
     parts = read_parts(run, plan)
     start = Start(folder / "start", nodes)
     labeler = functools.partial(WaitingLabeler, start=start, seconds_per_image=seconds_per_image)
     with cluster_of(nodes):
-        from fer_ray.pipeline import label_to_staging
+        from fer_ray.label.pipeline import label_to_staging
 
         meter, called = Meter(start), time.time()
         label_to_staging(run, plan, parts, meter.read, make_labeler=labeler)

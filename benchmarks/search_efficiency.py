@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/search_efficiency.py --record FER2013_FOLDER    # makes the table; goes on where it was interrupted
 
 The table (`recorded_search`) holds every combination of a small space, each trained once for 9 epochs by the product's own loop: small
-networks on a part of FER-2013. A replayed search asks the searcher and the scheduler of `fer_ray.searching` as Ray Tune would, two trials
+networks on a part of FER-2013. A replayed search asks the searcher and scheduler of `fer_ray.tune.searchers` as Ray Tune would, two trials
 at a time, and looks up what a trial reports after each epoch; an epoch takes one unit of time, whatever the network. What is proposed
 twice is paid twice.
 
@@ -28,15 +28,15 @@ from pathlib import Path
 from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import TrialScheduler
 
-from fer_ray.config import TuneConfig
-from fer_ray.dataset import load_dataset
-from fer_ray.fitting import train_epochs
-from fer_ray.recipe import DatasetConfig
-from fer_ray.searching import EPOCH, make_scheduler, make_searcher, parse_proposed
-from fer_ray.space import Settings, Space, read_space
-from fer_ray.storage import Storage
-from fer_ray.trials import COMPLETED, TRIALS_FILE, Trial, TrialEpoch, read_trials, write_trials
-from fer_ray.tuning import trial_config
+from fer_ray.config.dataset import DatasetConfig
+from fer_ray.config.tune import TuneConfig
+from fer_ray.data.dataset import load_dataset
+from fer_ray.io.storage import Storage
+from fer_ray.train.loop import train_epochs
+from fer_ray.tune.job import trial_config
+from fer_ray.tune.results import COMPLETED, TRIALS_FILE, Trial, TrialEpoch, read_trials, write_trials
+from fer_ray.tune.searchers import EPOCH, make_scheduler, make_searcher, parse_proposed
+from fer_ray.tune.space.search_space import Settings, Space, read_space
 
 TABLE = Path(__file__).parent / "recorded_search"
 CLASSES, IMAGES, SIDE = ("happy", "neutral", "sad", "surprise"), 500, 24  # images of each class and split: an epoch takes half a second

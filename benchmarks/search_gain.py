@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from fer_ray.command import build
-from fer_ray.recipe import Recipe
-from fer_ray.storage import Storage
-from fer_ray.trials import leaderboard, read_trials
+from fer_ray.config.flat import build
+from fer_ray.config.recipe import Recipe
+from fer_ray.io.storage import Storage
+from fer_ray.tune.results import leaderboard, read_trials
 
 ROOT = Path(__file__).parents[1]
 

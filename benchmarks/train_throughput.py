@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 
-from fer_ray import bundle
-from fer_ray.recipe import ARCHITECTURES
+from fer_ray.config.recipe import ARCHITECTURES
+from fer_ray.models import bundle
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 5

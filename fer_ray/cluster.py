@@ -13,7 +13,7 @@ import psutil
 import ray
 
 from fer_ray.errors import FerRayError
-from fer_ray.printing import printable
+from fer_ray.text import printable
 
 _ADDRESS, _PORT = "RAY_ADDRESS", "RAY_GCS_SERVER_PORT"
 _TRIES, _TOO_SLOW = 3, "timed out during startup"  # in Ray's words

@@ -1,16 +1,23 @@
 """Every exception that fer_ray raises on purpose; each message is one sentence that names the thing and what to do."""
 
+EXIT_DONE = 0
+EXIT_FAILED = 1  # try again
+EXIT_USAGE = 2  # nothing was written
+EXIT_TOO_MANY_FAILED = 3  # done, but too many images failed
+EXIT_INTERRUPTED = 130  # 128 and the number of the signal, as shells do
+EXIT_TERMINATED = 143
+
 
 class FerRayError(Exception):
     """The root: a job that meets one prints its sentence and ends with `exit_code`."""
 
-    exit_code = 1
+    exit_code = EXIT_FAILED
 
 
 class UsageError(FerRayError):
     """What was asked for cannot be done as asked: a missing folder, a wrong setting, a broken bundle. Nothing was written."""
 
-    exit_code = 2
+    exit_code = EXIT_USAGE
 
 
 class BundleError(UsageError):

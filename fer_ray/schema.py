@@ -1,4 +1,4 @@
-"""The names and types of everything written: emotions, statuses, and the pyarrow schemas of the tables."""
+"""The names and types of everything written: statuses, and the pyarrow schemas of the tables."""
 
 import datetime
 import hashlib
@@ -9,19 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-EMOTIONS = ("angry", "contempt", "disgust", "fear", "happy", "neutral", "sad", "surprise")
-
-_SPELLINGS = {
-    "angry": ("anger",),
-    "contempt": ("contemptuous",),
-    "disgust": ("disgusted", "disgusting"),
-    "fear": ("feared", "fearful", "afraid", "scared"),
-    "happy": ("happiness", "joy", "joyful"),
-    "neutral": ("neutrality", "natural"),
-    "sad": ("sadness",),
-    "surprise": ("surprised", "suprise", "suprised", "surprize", "surprized"),
-}
-_EMOTION_OF = {spelling: emotion for emotion, others in _SPELLINGS.items() for spelling in (emotion, *others)}
+from fer_ray.emotions import EMOTIONS
 
 
 class Status(StrEnum):
@@ -47,11 +35,6 @@ class ImageEntry:
     etag: str | None = None
     archive_uri: str | None = None
     data_offset: int | None = None
-
-
-def emotion_of(name: str) -> str | None:
-    """The canonical emotion for a spelling such as `Angry`, `happiness` or `01-anger`; None when it names no emotion."""
-    return _EMOTION_OF.get(name.strip().lower().lstrip("0123456789").strip(" ._-"))
 
 
 SCHEMA_VERSION = 1

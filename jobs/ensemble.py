@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fer_ray.command import EXIT_DONE, run_job
-from fer_ray.config import EnsembleConfig
+from fer_ray.cli.run import run_job
+from fer_ray.config.ensemble import EnsembleConfig
+from fer_ray.errors import EXIT_DONE
 
 
 def main(config: EnsembleConfig) -> tuple[dict[str, Any], int]:
-    from fer_ray.ensemble import combine
+    from fer_ray.models.ensemble import combine
 
     return combine(config), EXIT_DONE
 

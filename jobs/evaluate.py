@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fer_ray.command import EXIT_DONE, run_job
-from fer_ray.config import EvaluateConfig
+from fer_ray.cli.run import run_job
+from fer_ray.config.evaluate import EvaluateConfig
+from fer_ray.errors import EXIT_DONE
 
 
 def main(config: EvaluateConfig) -> tuple[dict[str, Any], int]:
-    from fer_ray.evaluation import evaluate
+    from fer_ray.evaluate.job import evaluate
 
     return evaluate(config), EXIT_DONE
 

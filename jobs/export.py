@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fer_ray.command import EXIT_DONE, run_job
-from fer_ray.config import ExportConfig
+from fer_ray.cli.run import run_job
+from fer_ray.config.export import ExportConfig
+from fer_ray.errors import EXIT_DONE
 
 
 def main(config: ExportConfig) -> tuple[dict[str, Any], int]:
-    from fer_ray.export import export
+    from fer_ray.models.export import export
 
     return export(config), EXIT_DONE
 

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fer_ray.command import EXIT_DONE, run_job
-from fer_ray.config import InspectConfig
+from fer_ray.cli.run import run_job
+from fer_ray.config.inspect import InspectConfig
+from fer_ray.errors import EXIT_DONE
 
 
 def main(config: InspectConfig) -> tuple[dict[str, Any], int]:
-    from fer_ray.inspection import inspect
+    from fer_ray.data.inspect import inspect
 
     return inspect(config), EXIT_DONE
 

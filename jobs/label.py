@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from fer_ray.command import run_job
-from fer_ray.config import LabelConfig
+from fer_ray.cli.run import run_job
+from fer_ray.config.label import LabelConfig
 
 
 def main(config: LabelConfig) -> tuple[dict[str, Any], int]:
-    from fer_ray.labeling import label
+    from fer_ray.label.job import label
 
     return label(config)
 

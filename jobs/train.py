@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fer_ray.command import EXIT_DONE, run_job
-from fer_ray.config import TrainConfig
+from fer_ray.cli.run import run_job
+from fer_ray.config.train import TrainConfig
+from fer_ray.errors import EXIT_DONE
 
 
 def main(config: TrainConfig) -> tuple[dict[str, Any], int]:
-    from fer_ray.training import train
+    from fer_ray.train.job import train
 
     return train(config), EXIT_DONE
 

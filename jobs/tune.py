@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from fer_ray.command import EXIT_DONE, run_job
-from fer_ray.config import TuneConfig
+from fer_ray.cli.run import run_job
+from fer_ray.config.tune import TuneConfig
+from fer_ray.errors import EXIT_DONE
 
 
 def main(config: TuneConfig) -> tuple[dict[str, Any], int]:
-    from fer_ray.tuning import tune
+    from fer_ray.tune.job import tune
 
     return tune(config), EXIT_DONE
 

@@ -8,18 +8,14 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import cv2
-import numpy as np
 import pytest
 from faces import draw_faces
+from pictures import SHARED_DATA
 from stores import KEYS_PER_PAGE, S3Server
 
-from fer_ray import demo
 from fer_ray.cluster import start_patiently
-from fer_ray.decoder import UInt8Array
-from fer_ray.labeler import Labeler
-
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+from fer_ray.data import demo_photos
+from fer_ray.label.labeler import Labeler
 
 
 @pytest.fixture(scope="session")
@@ -43,22 +39,13 @@ def ray_cluster(s3_server: S3Server) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def photographs() -> dict[str, Path]:
     """The demo photographs by name: astronaut, camera, chelsea, coffee, grace_hopper."""
-    return {Path(entry.image_uri).stem: Path(entry.image_uri) for entry in demo.images()}
+    return {Path(entry.image_uri).stem: Path(entry.image_uri) for entry in demo_photos.images()}
 
 
 @pytest.fixture(scope="session")
 def drawn_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of two classes that a small network learns in seconds."""
     return draw_faces(tmp_path_factory.mktemp("faces"))
-
-
-def read_bgr(path: Path) -> UInt8Array:
-    return np.asarray(cv2.imread(str(path)), np.uint8)
-
-
-def resized(image: UInt8Array, factor: float) -> UInt8Array:
-    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=interpolation), np.uint8)
 
 
 @pytest.fixture(scope="session")

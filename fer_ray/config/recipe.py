@@ -1,0 +1,170 @@
+"""What a training is made of: the network, the augmentation, and how the weights are found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fer_ray.config.options import check, check_positive, check_share, option
+from fer_ray.errors import UsageError
+
+MAX_BLOCKS, MAX_WIDTH, MAX_WEIGHTS, MAX_SIDE, MAX_KERNEL = 64, 4096, 400_000_000, 512, 11
+GRAY, RGB = "gray", "rgb"
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """What an architecture uses where nothing else is asked for."""
+
+    image_size: int = 48
+    color: str = GRAY
+    stem: int = 0
+    widths: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
+    kernels: tuple[int, ...] = ()
+    dense: tuple[int, ...] = ()
+    dropout: float = 0.25
+
+
+ARCHITECTURES = {
+    "residual": _Defaults(stem=24, widths=(32, 64, 128), depths=(2, 2, 2), dropout=0.3),
+    "cnn_32_64_128": _Defaults(widths=(32, 64, 128), kernels=(3, 3, 3), dense=(128,)),
+    "cnn_64_128_512": _Defaults(widths=(64, 128, 512), kernels=(3, 5, 3), dense=(256, 512)),
+    "vgg": _Defaults(widths=(64, 128, 256, 512), depths=(2, 2, 2, 2), dense=(1024, 1024), dropout=0.5),
+    "efficientnet_b0": _Defaults(96, RGB, dropout=0.3),
+    "resnet50_v2": _Defaults(96, RGB, dropout=0.3),
+    "mobilenet_v2": _Defaults(96, RGB, dropout=0.3),
+    "vgg16": _Defaults(96, RGB, dense=(256,), dropout=0.5),
+}
+PRETRAINED = ("efficientnet_b0", "resnet50_v2", "mobilenet_v2", "vgg16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network by name, and its sizes; what is left at 0 or empty becomes the architecture's own, and is then in the field."""
+
+    architecture: str = option("residual", "the network", tuple(ARCHITECTURES))
+    image_size: int = option(0, "side of the square input in pixels (default: 48, or 96 for the networks of Keras Applications)")
+    stem: int = option(0, "filters of the first convolution (residual)")
+    widths: tuple[int, ...] = option((), "filters of each stage (own networks)")
+    depths: tuple[int, ...] = option((), "blocks of each stage (residual), convolutions of each stage (vgg)")
+    kernels: tuple[int, ...] = option((), "side of the convolution kernels of each stage, odd (cnn_32_64_128, cnn_64_128_512)")
+    dense: tuple[int, ...] = option((), "units of the fully connected layers before the last (own networks but residual; vgg16)")
+    attention_reduction: int = option(8, "squeeze-and-excitation narrows the channels by this factor; 0 leaves it out (residual)")
+    dropout: float | None = option(None, "share of features dropped while training (default: the architecture's own)")
+
+    def __post_init__(self) -> None:
+        check(self.architecture in ARCHITECTURES, f"The architecture {self.architecture!r} is unknown: upgrade fer_ray, or retrain.")
+        defaults = ARCHITECTURES[self.architecture]
+        for name in ("image_size", "stem", "widths", "depths", "dense"):
+            object.__setattr__(self, name, getattr(self, name) or getattr(defaults, name))
+        if defaults.kernels and not self.kernels:  # the widths asked for may be more or fewer than the architecture's own
+            object.__setattr__(self, "kernels", (defaults.kernels + (3,) * len(self.widths))[: len(self.widths)])
+        object.__setattr__(self, "dropout", defaults.dropout if self.dropout is None else self.dropout)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        sizes = (self.image_size, *self.widths, *self.depths, *self.kernels, *self.dense)
+        whole = all(isinstance(size, int) and 0 < size <= MAX_WIDTH for size in sizes)
+        whole = whole and all(isinstance(size, int) and 0 <= size <= MAX_WIDTH for size in (self.stem, self.attention_reduction))
+        check(whole, f"The model's sizes must be whole numbers between 1 and {MAX_WIDTH}.")
+        check(8 <= self.image_size <= MAX_SIDE, f"The setting image_size must lie between 8 and {MAX_SIDE} pixels.")
+        defaults = ARCHITECTURES[self.architecture]
+        stages = len(self.widths) == len(self.depths) or not defaults.depths
+        fixed = bool(defaults.widths) or not self.widths
+        check(stages and fixed, f"The architecture {self.architecture} needs one depth for each of its widths, or has neither.")
+        check(self.architecture != "residual" or self.stem > 0, "The architecture residual needs a stem.")
+        self._check_kernels()
+        check(sum(self.depths) <= MAX_BLOCKS and len(self.widths) <= 8, f"The model may have {MAX_BLOCKS} blocks in 8 stages at most.")
+        check(self.image_size >> len(self.widths) > 0, "The model has more stages than its image_size can be halved.")
+        stage_sizes = zip(self.widths, self.depths or (1,) * 8, self.kernels or (5,) * 8, strict=False)
+        weights = sum(2 * max(25, kernel * kernel) * width * width * depth for width, depth, kernel in stage_sizes)
+        check(weights <= MAX_WEIGHTS, f"The model would have more than {MAX_WEIGHTS:,} weights: make it narrower or shallower.")
+        number = isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1
+        check(number, "The setting dropout must lie between 0 and 1.")
+
+    def _check_kernels(self) -> None:
+        if not ARCHITECTURES[self.architecture].kernels:
+            check(not self.kernels, f"The setting kernels is for the classic CNNs: leave it out for the architecture {self.architecture}.")
+            return
+        odd = all(kernel % 2 == 1 and kernel <= MAX_KERNEL for kernel in self.kernels)
+        check(odd, f"The setting kernels takes odd numbers from 1 to {MAX_KERNEL}, not {list(self.kernels)}.")
+        one_each = len(self.kernels) == len(self.widths)
+        check(one_each, f"The setting kernels needs one number for each of the {len(self.widths)} widths, not {list(self.kernels)}.")
+
+    @property
+    def color(self) -> str:
+        """What the network takes: `gray` (n, s, s, 1) or `rgb` (n, s, s, 3)."""
+        return ARCHITECTURES[self.architecture].color
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The configuration as JSON gives it, with lists for tuples.
+
+        Raises:
+            UsageError: an unknown key or a value of a wrong type or size.
+        """
+        arguments: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        try:
+            return cls(**arguments)
+        except TypeError as error:
+            raise UsageError(f"The model configuration does not fit the architecture ({error}).") from error
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of the training images, drawn anew every epoch."""
+
+    flip: bool = option(True, "mirror half of the training images")
+    rotation: float = option(20.0, "rotate by up to this many degrees")
+    zoom: float = option(0.2, "enlarge or shrink by up to this share")
+    shift: float = option(0.1, "shift by up to this share of the side")
+    brightness: float = option(0.15, "brighten or darken by up to this share of the full range")
+    contrast: float = option(0.3, "raise or lower the contrast by up to this share")
+    blur: float = option(0.7, "blur a quarter of the images by up to this many pixels (sigma)")
+    erasing: float = option(0.4, "share of the images of which a rectangle is erased")
+
+    def __post_init__(self) -> None:
+        check_share(self, "shift", "brightness", "contrast", "erasing")
+        check(0 <= self.zoom < 1, f"The setting zoom must lie between 0 and 1, not {self.zoom}.")
+        check(0 <= self.rotation <= 180 and 0 <= self.blur <= 5, "The setting rotation must lie in 0..180 and blur in 0..5.")
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """How the weights are found: everything that `train_epochs` needs beside data, network and augmentation."""
+
+    epochs: int = option(45, "passes over the training images at most")
+    batch_size: int = option(128, "images per step, over all workers")
+    optimizer: str = option("adamw", "the optimizer; sgd has Nesterov momentum 0.9", ("adamw", "adam", "sgd"))
+    learning_rate: float = option(2e-3, "the highest learning rate")
+    weight_decay: float = option(0.05, "decoupled weight decay of adamw and sgd; not on biases and normalisation")
+    schedule: str = option("cosine", "how the learning rate falls: to zero over all epochs, or on a plateau", ("cosine", "plateau"))
+    warmup_epochs: float = option(2.0, "epochs over which the learning rate rises")
+    plateau_patience: int = option(4, "epochs without gain before the learning rate falls (schedule plateau)")
+    plateau_factor: float = option(0.2, "what the learning rate is multiplied with then")
+    patience: int = option(8, "stop after this many epochs without gain in validation accuracy; the best epoch is kept")
+    label_smoothing: float = option(0.1, "probability spread evenly over the classes")
+    mixup: float = option(0.0, "alpha of the Beta distribution that mixes pairs of training images; 0 turns it off")
+    class_weights: str = option("none", "weigh rare classes more, by the inverse of their share or its root", ("none", "root", "balanced"))
+    weight_average: float = option(0.995, "decay per step of the moving average of the weights that is evaluated and saved; 0 turns it off")
+    precision: str = option("auto", "arithmetic of the layers; auto is bfloat16 where the hardware gains", ("auto", "float32", "bfloat16"))
+    frozen_epochs: int = option(0, "epochs with a frozen base first (networks of Keras Applications and --start-from)")
+    fine_tune_from: float = option(0.0, "share of the base's layers, from the input, that stays frozen afterwards")
+    seed: int = option(7, "seed of initial weights, order and augmentation")
+
+    def __post_init__(self) -> None:
+        check_positive(self, "epochs", "batch_size", "learning_rate", "patience", "plateau_patience")
+        check(min(self.weight_decay, self.warmup_epochs, self.mixup, self.frozen_epochs) >= 0, "The settings must not be negative.")
+        check(0 <= self.label_smoothing < 1 and 0 <= self.weight_average < 1, "label_smoothing and weight_average must lie in 0..1.")
+        check(0 < self.plateau_factor < 1, f"The setting plateau_factor must lie between 0 and 1, not {self.plateau_factor}.")
+        check_share(self, "fine_tune_from")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that makes a model from data; a bundle records it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)

@@ -1,0 +1,1 @@
+"""Data sets of labeled faces: layouts, splits, votes, duplicates, arrays."""

@@ -1,0 +1,188 @@
+"""FER-2013 and its relatives as arrays: labeled, divided into splits, read, and checked before anything is trained on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fer_ray.config.dataset import SPLITS, TRAIN, DatasetConfig
+from fer_ray.config.recipe import GRAY
+from fer_ray.data.duplicates import Copy, describe, find_duplicates, leaked
+from fer_ray.data.images import Faces, read_faces
+from fer_ray.data.layouts import find_layout
+from fer_ray.data.splits import Labeled, divide_and_label
+from fer_ray.errors import DatasetError
+from fer_ray.io.storage import Storage
+from fer_ray.text import counted, some
+
+UInt8Array = npt.NDArray[np.uint8]
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labeled face images.
+
+    `images` (n, side, side) gray or (n, side, side, 3) RGB uint8; `labels` (n,) int64, indices into the classes; `targets` (n, classes)
+    float32, the probabilities to be learnt: one-hot, or the distribution of the votes; `names` say where each image came from.
+    """
+
+    images: UInt8Array
+    labels: Int64Array
+    targets: Float32Array
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def counts(self, classes: tuple[str, ...]) -> dict[str, int]:
+        """How many images each class has."""
+        per_class = np.bincount(self.labels, minlength=len(classes))
+        return {name: int(count) for name, count in zip(classes, per_class, strict=True)}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The splits that were asked for (`train`, `validation`, `test`) over one list of classes.
+
+    `sha256` is a hash over all that was read; `findings` are sentences about what was left out or looks wrong.
+    """
+
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    sha256: str
+    findings: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> Split:
+        return self.splits["train"]
+
+    @property
+    def validation(self) -> Split:
+        return self.splits["validation"]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What lies in a data set, before training images that stand in validation or test too are left out.
+
+    `labeled` and `faces` have the same keys and lengths; splits that were only hashed have no images. `duplicates` are the
+    places of every image that has several of them.
+    """
+
+    classes: tuple[str, ...]
+    labeled: dict[str, Labeled]
+    faces: dict[str, Faces]
+    duplicates: list[list[Copy]]
+    findings: tuple[str, ...]
+
+
+def load_dataset(config: DatasetConfig, image_size: int, color: str = GRAY, splits: tuple[str, ...] = ("train", "validation")) -> Dataset:
+    """The splits asked for, `gray` or `rgb`, `image_size` pixels a side, in the order of their images' names.
+
+    Classes are canonical emotion names in alphabetical order: those of the data set, all eight with FER+, or `config.classes`.
+    A validation split that the data set lacks is drawn from train. Images that cannot be used are left out and told in
+    `findings`; so are, unless `keep_duplicates`, training images whose very pixels stand in validation or test. What is not
+    square is stretched.
+
+    Raises:
+        DatasetError: no known layout, a split or class that is missing or mostly broken, or votes of other images.
+        StorageError: the place cannot be read with these credentials.
+    """
+    gathered = gather(config, image_size, color, splits)
+    findings, left_out = list(gathered.findings), leaked(gathered.duplicates)
+    if left_out:
+        names = some(gathered.labeled[TRAIN].samples[position].name for position in left_out)
+        done = "Used in training (keep_duplicates), though" if config.keep_duplicates else "Left out of train, since"
+        findings.append(f"{done} they stand in validation or test too: {counted(len(left_out), 'image')} ({names}).")
+    digest = hashlib.sha256("\n".join(gathered.classes).encode())
+    loaded = {}
+    for split in sorted(splits, key=SPLITS.index):
+        without = left_out if split == TRAIN and not config.keep_duplicates else ()
+        loaded[split] = _split(gathered, split, without, digest)
+        findings += _missing_classes(loaded[split], split, gathered.classes)
+    return Dataset(gathered.classes, loaded, digest.hexdigest(), tuple(findings))
+
+
+def gather(
+    config: DatasetConfig, image_size: int, color: str = GRAY, splits: tuple[str, ...] | None = None, keep_images: bool = True
+) -> Gathered:
+    """Find, label, divide and read; all splits there are, or those asked for and, where train is among them, the others' hashes.
+
+    Without `keep_images` there are only hashes of all.
+
+    Raises:
+        DatasetError, StorageError: as `load_dataset`.
+    """
+    storage = Storage(config.s3_endpoint)
+    layout = find_layout(config.dataset, storage)
+    classes, labeled, findings = divide_and_label(layout.samples, config, storage, splits)
+    findings = [*layout.findings, *findings]
+    asked = splits or tuple(labeled)
+    for split in asked:
+        if split not in labeled:
+            raise DatasetError(f"The data set {config.dataset} has no {split} split, only {' and '.join(labeled)}: add a folder {split}/.")
+    needed = [split for split in labeled if split in asked or TRAIN in asked]
+    faces = {split: read_faces(storage, labeled[split].samples, image_size, color, keep_images and split in asked) for split in needed}
+    for split in asked:
+        findings += _broken(split, labeled[split], faces[split], classes)
+    labels = {split: labeled[split].labels.tolist() for split in needed}
+    duplicates = find_duplicates({split: faces[split].pixels for split in needed}, labels)
+    findings += describe(duplicates, asked)
+    return Gathered(classes, {split: labeled[split] for split in needed}, faces, duplicates, tuple(findings))
+
+
+def _broken(split: str, labeled: Labeled, faces: Faces, classes: tuple[str, ...]) -> list[str]:
+    """A sentence about the images that could not be read.
+
+    Raises:
+        DatasetError: they are more than half of a class.
+    """
+    if not faces.problems:
+        return []
+    positions = sorted(faces.problems)
+    broken = np.bincount(labeled.labels[positions], minlength=len(classes))
+    for name, count, total in zip(classes, broken, np.bincount(labeled.labels, minlength=len(classes)), strict=True):
+        if 2 * count > total:
+            first = next(position for position in positions if classes[labeled.labels[position]] == name)
+            reason = f"such as {labeled.samples[first].name}: {faces.problems[first]}"
+            raise DatasetError(f"Of {counted(total, f'{split} image')} of {name} {count:,} cannot be read, {reason} Repair or remove them.")
+    named = some(f"{labeled.samples[position].name} ({faces.problems[position].rstrip('.')})" for position in positions)
+    return [f"Left out, since they cannot be read: {counted(len(positions), 'image')} of {split}: {named}."]
+
+
+def _split(gathered: Gathered, split: str, without: Iterable[int], digest: hashlib._Hash) -> Split:
+    labeled, faces = gathered.labeled[split], gathered.faces[split]
+    images = faces.images
+    if images is None:
+        raise ValueError(f"the split {split} was only hashed")
+    kept = sorted(set(range(len(images))) - set(faces.problems) - set(without))
+    if len(kept) < len(images):
+        for target, source in enumerate(kept):  # in place, since a second copy of the training images may not fit into memory
+            images[target] = images[source]
+        images = images[: len(kept)]
+    for position in kept:
+        digest.update(f"{labeled.samples[position].key}\n".encode())
+        digest.update(labeled.targets[position].tobytes() + faces.contents[position])
+    names = tuple(labeled.samples[position].name for position in kept)
+    return Split(images, labeled.labels[kept], labeled.targets[kept], names)
+
+
+def _missing_classes(loaded: Split, split: str, classes: tuple[str, ...]) -> list[str]:
+    """A sentence about classes without an image of their own.
+
+    Raises:
+        DatasetError: training would see nothing of a class, not even in some votes, or the split is empty.
+    """
+    empty = [name for name, count in loaded.counts(classes).items() if not count]
+    unseen = [name for name, share in zip(classes, loaded.targets.sum(axis=0), strict=True) if not share]
+    if split == TRAIN and unseen:
+        raise DatasetError(f"No training image is left of {', '.join(unseen)}: add some, or name the other classes with --classes.")
+    if not len(loaded):
+        raise DatasetError(f"No image is left of the {split} split: add some.")
+    return [f"{split} has no image of {', '.join(empty)}."] if empty else []

@@ -1,0 +1,1 @@
+"""The evaluation job: figures, pictures and a page about models on labeled faces."""

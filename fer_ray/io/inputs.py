@@ -1,0 +1,69 @@
+"""What lies in the inputs of a run: folders and prefixes, lists of URIs, tar shards, single images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from fer_ray.io.folders import FolderStore
+from fer_ray.io.storage import S3, Storage, absolute
+from fer_ray.io.tar import ARCHIVE, archive_of, images_in
+from fer_ray.io.uri_list import LISTS, read_list
+from fer_ray.schema import ImageEntry
+
+
+def list_images(storage: Storage, inputs: Iterable[str], excluded: str, indexes: str | None = None) -> Iterator[ImageEntry]:
+    """Every image of the inputs but none below `excluded`; the same image may come twice.
+
+    What tar archives hold is remembered in the folder `indexes`, where one is given.
+
+    Raises:
+        UsageError: an input that cannot be listed.
+    """
+    for uri in inputs:
+        is_list = uri.lower().endswith(LISTS) and storage.find(uri)
+        for entry in read_list(storage, uri) if is_list else _files(storage, uri, excluded):
+            if entry.image_uri.lower().endswith(ARCHIVE):
+                found = storage.find(entry.image_uri) if is_list else entry
+                yield from images_in(storage, found or entry, indexes)
+            else:
+                yield entry
+
+
+def check_inputs(storage: Storage, inputs: Iterable[str]) -> tuple[str, ...]:
+    """The inputs as absolute addresses, each looked at once.
+
+    Raises:
+        UsageError: one is no folder, prefix or file that can be listed.
+    """
+    checked = []
+    for given in inputs:
+        uri = absolute(given, "input")
+        if not uri.startswith(S3) and storage.find(uri) is None:
+            FolderStore().check_listable(uri)
+        checked.append(uri)
+    return tuple(checked)
+
+
+def read_image_named(storage: Storage, uri: str, max_megabytes: float) -> bytes:
+    """The bytes of an image by its image_uri alone, also of one inside a tar archive (which is read up to it).
+
+    Raises:
+        ImageError: as `Storage.read_image`.
+    """
+    archive = archive_of(uri)
+    if archive and storage.find(uri) is None and (found := storage.find(archive)):
+        for entry in images_in(storage, found, None):
+            if entry.image_uri == uri:
+                return storage.read_image(entry, max_megabytes)
+    return storage.read_image(ImageEntry(uri, None, None), max_megabytes)
+
+
+def _files(storage: Storage, uri: str, excluded: str) -> Iterator[ImageEntry]:
+    """Everything below a folder or prefix, or a single file; in S3 both may be there."""
+    found = None if uri.startswith(S3) else storage.find(uri)
+    if found is None:
+        yield from storage.walk(uri, excluded)
+    if uri.startswith(S3) and not uri.endswith("/"):
+        found = storage.find(uri)
+    if found:
+        yield found

@@ -1,0 +1,152 @@
+"""The one way to open what users name, in folders and in S3: list it, read it, write it so that a name stands for a whole file."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fer_ray.errors import AccessError, ImageError, TooLargeError, UsageError
+from fer_ray.io.folders import FolderStore
+from fer_ray.schema import ImageEntry, Status
+
+if TYPE_CHECKING:
+    from fer_ray.io.s3 import ObjectStore
+
+S3 = "s3://"
+MAX_SMALL_FILE = 256 << 20
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Folders of this machine, and S3 at `s3_endpoint` (empty: AWS, or what AWS_ENDPOINT_URL names).
+
+    It holds no connection and no secret: any process can be given one.
+    """
+
+    s3_endpoint: str = ""
+
+    def _of(self, uri: str) -> FolderStore | ObjectStore:
+        if not uri.startswith(S3):
+            return FolderStore()
+        from fer_ray.io.s3 import ObjectStore  # boto3 takes a while to load
+
+        return ObjectStore(self.s3_endpoint)
+
+    def walk(self, folder: str, excluded: str | None = None) -> Iterator[ImageEntry]:
+        """Every file below `folder` but not below `excluded`, in the order of their names' bytes; memory stays flat."""
+        return self._of(folder).walk(folder, excluded)
+
+    def find(self, uri: str) -> ImageEntry | None:
+        """What is known about a file without reading it; None where there is none."""
+        return self._of(uri).find(uri)
+
+    def read(self, uri: str, limit: float = MAX_SMALL_FILE) -> bytes:
+        """A whole file of up to `limit` bytes.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            StorageError: it is larger, or cannot be read.
+        """
+        return self._of(uri).read(uri, limit)
+
+    def read_part(self, uri: str, start: int, length: int, limit: float, etag: str | None = None) -> bytes:
+        """`length` bytes from `start`, as `read`; with `etag`, only while the object has that one."""
+        return self._of(uri).read(uri, limit, start, length, etag)
+
+    def open(self, uri: str, read_ahead: int = 8 << 20) -> io.BufferedReader:
+        """The file for reading and seeking, in steps of at least `read_ahead` bytes."""
+        return self._of(uri).open(uri, read_ahead)
+
+    def write(self, uri: str, content: bytes, replace: bool = True) -> bool:
+        """Store the bytes, whole or not at all; False where the name is taken and `replace` is off."""
+        return self._of(uri).write(uri, content, replace)
+
+    @contextmanager
+    def written_whole(self, uri: str) -> Iterator[Path]:
+        """A temporary path to write to that becomes `uri` at the end, or leaves nothing when the block raises."""
+        store = self._of(uri)
+        if isinstance(store, FolderStore):
+            temporary = store.temporary_for(uri)
+            try:
+                yield temporary
+                store.upload(temporary, uri)
+            finally:
+                temporary.unlink(missing_ok=True)
+        else:
+            with tempfile.TemporaryDirectory(prefix="fer-ray-") as folder:
+                temporary = Path(folder) / "file"
+                yield temporary
+                store.upload(temporary, uri)
+
+    def remove(self, *uris: str) -> None:
+        """Delete files; those that are gone already are none the less gone."""
+        for uri in uris:
+            self._of(uri).remove([uri])
+
+    def remove_folder(self, folder: str) -> None:
+        """Delete everything below a folder."""
+        store = self._of(folder)
+        if isinstance(store, FolderStore):
+            store.remove_folder(folder)
+        else:
+            store.remove(entry.image_uri for entry in store.walk(folder, excluded=None))
+
+    def tidy(self, folder: str, before: datetime.datetime) -> None:
+        """Remove half-written files and uploads that were left before then."""
+        self._of(folder).tidy(folder, before)
+
+    def check_writable(self, folder: str) -> None:
+        """Make sure that a folder can be written; leaves nothing.
+
+        Raises:
+            StorageError: it cannot.
+        """
+        self._of(folder).check_writable(folder)
+
+    def read_image(self, entry: ImageEntry, max_megabytes: float) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            ImageError: `unreadable` with the reason, or `too_large` when there are more than `max_megabytes`.
+            StorageError: nothing can be read with these credentials or from this bucket.
+        """
+        limit = max_megabytes * 1e6
+        try:
+            if entry.archive_uri is None or entry.data_offset is None:
+                return self.read(entry.image_uri, limit)
+            return self.read_part(entry.archive_uri, entry.data_offset, entry.size_bytes or 0, limit, entry.etag)
+        except FileNotFoundError as error:
+            raise ImageError(Status.UNREADABLE, "The file cannot be read (it does not exist any more).") from error
+        except TooLargeError as error:
+            raise ImageError(Status.TOO_LARGE, f"The file has {error.size:,} bytes, the limit is {max_megabytes:g} megabytes.") from error
+        except AccessError as error:
+            raise ImageError(Status.UNREADABLE, f"The file cannot be read ({error.reason}).") from error
+
+
+def absolute(uri: str, what: str) -> str:
+    """The address as it stands in S3, the absolute path otherwise; `what` names it in the error.
+
+    Raises:
+        UsageError: it is neither a path nor an s3:// address.
+    """
+    if uri.startswith(S3):
+        from fer_ray.io.s3 import split
+
+        bucket, key = split(uri)
+        return f"{S3}{bucket}/{key}"
+    if "://" in uri:
+        scheme = uri.partition("://")[0]
+        raise UsageError(f"The {what} is a {scheme}:// address, which is not supported: give a folder or s3://bucket/prefix.")
+    return os.path.abspath(uri)
+
+
+def join(folder: str, *names: str) -> str:
+    """The address of something in a folder."""
+    return "/".join([folder.rstrip("/"), *names])

@@ -1,0 +1,145 @@
+"""The model on GPUs: processes that hold it there, and what stands for it in the labeling processes, which stay on CPUs."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from ray.exceptions import RayError
+
+from fer_ray.cluster import is_too_much
+from fer_ray.config.crop import CropGeometry
+from fer_ray.errors import UsageError
+from fer_ray.label.plan import Run
+from fer_ray.models import bundle
+from fer_ray.models.architectures import share_gpus
+from fer_ray.models.quiet import load_keras
+from fer_ray.text import counted
+
+GPU = "GPU"
+WAIT_SECONDS, WAIT_FOR_MACHINES_SECONDS, ANSWER_SECONDS = 120, 900, 120
+
+
+@dataclass(frozen=True)
+class ModelOnGpus:
+    """The processes that hold the model, and what a labeling process must know of it; pickled to every one of them."""
+
+    actors: Sequence[Any]
+    image_size: int
+    color: str
+    crop: CropGeometry
+    classes: tuple[str, ...]
+    model_version: str
+
+    def lost(self) -> int:
+        """How many of the processes have ended."""
+        return sum(not _answers(actor) for actor in self.actors)
+
+
+class RemoteModel:
+    """What the labeler needs of a bundle, calculated on the GPUs; on this CPU, once none of their processes answers any more."""
+
+    def __init__(self, model: ModelOnGpus, load: Callable[[], bundle.Bundle]) -> None:
+        self.image_size, self.color, self.crop = model.image_size, model.color, model.crop
+        self.classes, self.model_version = model.classes, model.model_version
+        self._actors, self._load = list(model.actors), load
+        self._here: bundle.Bundle | None = None
+
+    def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Calibrated probabilities (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB uint8."""
+        while self._actors:
+            actor = random.choice(self._actors)  # many processes ask in batches: chance spreads them well enough
+            try:
+                return np.asarray(ray.get(actor.probabilities.remote(images), timeout=ANSWER_SECONDS))
+            except RayError:  # its machine is gone, or the GPU's memory is full
+                self._actors.remove(actor)
+        self._here = self._here or self._load()
+        return self._here.probabilities(images)
+
+
+class ModelProcess:
+    """A process with (a share of) a GPU that answers for crops; it takes memory of the GPU as it needs it."""
+
+    def __init__(self, run: Run, device: str) -> None:
+        load_keras()
+        import tensorflow as tf
+
+        self.devices = tf.config.list_physical_devices(device)
+        share_gpus()
+        tf.config.experimental.enable_tensor_float_32_execution(False)  # the answers are those of CPUs
+        with bundle.local_copy(run.storage, run.model) as folder:
+            self.model = bundle.load(folder, run.config.labeling.flip)
+
+    def describe(self) -> tuple[Any, ...] | None:
+        """The fields of `ModelOnGpus` after the first; None where TensorFlow finds no such device."""
+        model = self.model
+        return (model.image_size, model.color, model.crop, model.classes, model.model_version) if self.devices else None
+
+    def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        return self.model.probabilities(images)
+
+
+def start_models(run: Run) -> ModelOnGpus | None:
+    """Put the model on as many GPUs as `--gpus` says, or on those that are free; None where it has to run on the CPUs.
+
+    Raises:
+        UsageError: this machine is all there is, and lacks the GPUs.
+    """
+    wanted = run.config.gpus
+    if wanted is not None and is_too_much(0, wanted):
+        raise UsageError(f"The model is to run on {wanted:g} GPUs, more than this machine has: lower --gpus or leave it out.")
+    amount = math.floor(ray.available_resources().get(GPU, 0)) if wanted is None else wanted
+    if not amount:
+        return None
+    processes = math.ceil(amount)
+    kind = ray.remote(num_cpus=0, num_gpus=amount / processes, scheduling_strategy="SPREAD")(ModelProcess)
+    return gather([kind.remote(run, GPU) for _ in range(processes)], WAIT_SECONDS if wanted is None else WAIT_FOR_MACHINES_SECONDS)
+
+
+def gather(actors: Sequence[Any], seconds: float) -> ModelOnGpus | None:
+    """Those of the processes that are ready within the time; None, with a warning, where there is none."""
+    descriptions = [actor.describe.remote() for actor in actors]
+    ray.wait(descriptions, num_returns=len(actors), timeout=seconds)
+    usable: list[Any] = []
+    described: tuple[Any, ...] = ()
+    why = ""
+    for actor, description in zip(actors, descriptions, strict=True):
+        answer = _answer(description)
+        if isinstance(answer, tuple):
+            usable.append(actor)
+            described = answer
+        else:
+            why = answer
+            ray.kill(actor)
+    place = f"the model runs on {counted(len(usable), 'GPU') if usable else 'the CPUs'}"
+    if why:
+        print(f"warning: {why}: {place}.", file=sys.stderr, flush=True)
+    else:
+        print(place, flush=True)
+    return ModelOnGpus(usable, *described) if usable else None
+
+
+def _answer(description: ray.ObjectRef) -> tuple[Any, ...] | str:
+    """What the process says of its model, or why it cannot be used."""
+    try:
+        said: tuple[Any, ...] | None = ray.get(description, timeout=0)
+    except ray.exceptions.GetTimeoutError:
+        return "The GPUs were not free in time"
+    except RayError as error:
+        return f"The model could not be put on a GPU ({str(error).strip().splitlines()[-1]})"
+    return said or "TensorFlow finds no GPU where Ray has one (is `tensorflow[and-cuda]` installed there?)"
+
+
+def _answers(actor: Any) -> bool:
+    try:
+        ray.get(actor.describe.remote(), timeout=WAIT_SECONDS)
+    except RayError:
+        return False
+    return True

@@ -1,0 +1,256 @@
+"""The chain of Ray Data calls that labels the parts of a plan; everything about images is in `labeler`."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import functools
+import gc
+import itertools
+import logging
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fer_ray.cluster import cluster_cpus, may_grow, wait_for_cpus
+from fer_ray.errors import FerRayError, ImageError, StorageError
+from fer_ray.io.prefetch import Fetcher
+from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
+from fer_ray.label.labeler import LabeledImage, Labeler, load_model
+from fer_ray.label.plan import Part, Plan, Run, open_manifest, staged_file
+from fer_ray.label.staging import staging_table
+from fer_ray.label.telemetry import LabelingMetrics
+from fer_ray.models import bundle
+from fer_ray.schema import ImageEntry, Status
+from fer_ray.vision.sandbox import survivors
+
+PROGRESS_SECONDS = 5.0
+MOST_BLOCKS = 4000
+TASKS_PER_WORKER, LEAST_IMAGES_PER_TASK = 8, 512  # a task costs Ray as much as some images cost the labeler
+STARTS_BEFORE_QUARANTINE = 2
+SECONDS_PER_BATCH = 900
+
+
+class LabelsImages(Protocol):
+    """What turns fetched images into labeled ones; `benchmarks/scale.py` puts one in that does nothing."""
+
+    model_version: str
+
+    @property
+    def stage_seconds(self) -> Mapping[str, float]: ...  # spent so far, by stage
+
+    def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]: ...
+
+
+def label_to_staging(
+    run: Run,
+    plan: Plan,
+    parts: Sequence[Part],
+    report_progress: Callable[[Counter[str], int], None],
+    make_labeler: Callable[[Run], LabelsImages] | None = None,
+) -> None:
+    """Label the images of the parts and leave one file for each part in staging, which makes the part finished.
+
+    `report_progress` is called every few seconds with the counts so far (images, faces, failed) and the number of images.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None  # reading the memory map of a process with TensorFlow every second slows it
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised, and said once
+    if not run.config.workers:
+        wait_for_cpus()
+    cpus = cluster_cpus()
+    workers = min(run.config.workers or cpus, len(parts) if may_grow() else cpus, len(parts))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    progress = ray.remote(num_cpus=0, scheduling_strategy=here)(Progress).remote()
+
+    models = None if make_labeler else start_models(run)
+    images = sum(part.rows for part in parts)
+    blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // LEAST_IMAGES_PER_TASK, MOST_BLOCKS)))
+    dataset = ray.data.from_items([vars(part) for part in parts], override_num_blocks=blocks).map_batches(
+        LabelParts,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_constructor_args=(run, plan, progress, make_labeler or functools.partial(FetchingLabeler, models)),
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+        # An actor keeps one CPU busy but asks for half of one, or of a single CPU for nothing: when a node is lost, its
+        # actors must find room on the others. More than there are CPUs ask for whole ones, so that the cluster grows.
+        num_cpus=1 if workers > cpus else 0.5 if cpus > 1 else 0,
+    )
+    consuming: Future[None] = Future()
+    threading.Thread(target=_consume, args=(dataset, consuming), daemon=True).start()
+    while not wait([consuming], timeout=PROGRESS_SECONDS).done:
+        report_progress(ray.get(progress.read.remote()), images)
+    if consuming.exception() and (reason := ray.get(progress.why_failed.remote())):
+        raise StorageError(reason) from consuming.exception()
+    consuming.result()
+    if models and (lost := models.lost()):
+        print(f"warning: {lost} of {len(models.actors)} GPUs were lost on the way; the others or the CPUs did their part.", file=sys.stderr)
+
+
+def _consume(dataset: ray.data.Dataset, consuming: Future[None]) -> None:
+    """Run the chain in a daemon thread, so that an interrupt of the main thread ends the job at once."""
+    try:
+        for _ in dataset.iter_internal_ref_bundles():
+            pass
+        consuming.set_result(None)
+    except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
+        consuming.set_exception(error)
+
+
+class Progress:
+    """Counts what the labeling processes have done, for display only, how often each part was begun, and why one gave up."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.starts: Counter[int] = Counter()
+        self.reason = ""
+
+    def start(self, first_row: int) -> int:
+        self.starts[first_row] += 1
+        return self.starts[first_row]
+
+    def add(self, counts: dict[str, int]) -> None:
+        self.counts.update(counts)
+
+    def read(self) -> Counter[str]:
+        return self.counts
+
+    def fail(self, reason: str) -> None:
+        self.reason = reason
+
+    def why_failed(self) -> str:
+        return self.reason
+
+
+class LabelParts:
+    """A Ray Data step: parts of the plan in, their staged files left behind, the same rows out.
+
+    Writing is part of the step, since a part has to be staged whole or not at all and under one name whoever labels it;
+    a part that is staged already, by a try that died later or by another process on the same run, is left alone. While one
+    is written, which waits for the disk or the store, the next is labeled.
+    """
+
+    def __init__(self, run: Run, plan: Plan, progress: Any, make_labeler: Callable[[Run], LabelsImages]) -> None:
+        self.run, self.plan, self.progress = run, plan, progress
+        with self._reported():
+            self.labeler = make_labeler(run)
+            if self.labeler.model_version != run.model_version:
+                raise StorageError(f"The model {run.model} changed since the run was planned: start a new run.")
+        self.metrics = LabelingMetrics()
+        self.provenance = {
+            "model_version": run.model_version,
+            "detector_version": run.config.labeling.detector_version,
+            "run_id": run.run_id,
+        }
+        self.manifest: tuple[int, pq.ParquetFile] = (-1, None)
+        self.opened = ExitStack()
+        atexit.register(os._exit, 0)  # Ray 2.60 can lock up in its own exit handlers, and the process would stay in memory
+        gc.freeze()  # what TensorFlow brought is there to stay; searching it for garbage again and again takes time
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        with self._reported(), ThreadPoolExecutor(1) as writer:
+            written: Future[bool] | None = None
+            for row in rows.to_pylist():
+                part = Part(**row)
+                target = staged_file(self.run, self.plan, part)
+                if self.run.storage.find(target) is not None:
+                    continue
+                content = self._label_part(part)
+                if written:
+                    written.result()
+                written = writer.submit(self.run.storage.write, target, content, replace=False)
+            if written:
+                written.result()
+        return rows
+
+    def _label_part(self, part: Part) -> bytes:
+        """The file of a part."""
+        manifest = self._read_manifest(part)
+        suspicious = ray.get(self.progress.start.remote(part.first_row)) > STARTS_BEFORE_QUARANTINE
+        images = list(self._label(manifest, suspicious))
+        with pa.BufferOutputStream() as buffer:
+            pq.write_table(staging_table(manifest, images, self.provenance), buffer, compression="zstd")
+            return bytes(buffer.getvalue())
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Ray Data loses the reason of a failure on the way to the driver."""
+        try:
+            yield
+        except (FerRayError, OSError) as error:
+            ray.get(self.progress.fail.remote(str(error)))
+            raise
+
+    def _read_manifest(self, part: Part) -> pa.Table:
+        if part.file != self.manifest[0]:
+            self.opened.close()
+            self.manifest = part.file, self.opened.enter_context(open_manifest(self.run, self.plan, part.file))
+        return self.manifest[1].read_row_group(part.group)
+
+    def _label(self, manifest: pa.Table, suspicious: bool) -> Iterator[LabeledImage]:
+        entries = [ImageEntry(**{k: v for k, v in row.items() if k != "row_number"}) for row in manifest.to_pylist()]
+        for start in range(0, len(entries), self.run.config.batch_size):
+            batch = entries[start : start + self.run.config.batch_size]
+            faulthandler.dump_traceback_later(SECONDS_PER_BATCH, exit=True)  # a codec that hangs must not stop the night
+            images = self.labeler.label_entries(batch, suspicious)
+            faulthandler.cancel_dump_traceback_later()
+            self.progress.add.remote(_counts(images))
+            self.metrics.add(images, self.labeler.stage_seconds)
+            yield from images
+
+
+class FetchingLabeler:
+    """Fetches images ahead and labels them; those of a part that ended its process twice go through quarantine first."""
+
+    def __init__(self, models: ModelOnGpus | None, run: Run) -> None:
+        self.config = run.config.labeling
+        load = functools.partial(_load_here, run)
+        self.labeler = Labeler(RemoteModel(models, load) if models else load(), self.config, threads=1)
+        self.model_version, self.stage_seconds = self.labeler.model_version, self.labeler.stage_seconds
+        self.fetcher = Fetcher(run.storage, self.config.max_file_megabytes)
+
+    def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]:
+        fetched = self._timed(self.fetcher.fetch(entries))
+        return self.labeler.label(self._harmless(fetched) if suspicious else fetched)
+
+    def _timed(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
+        """Adds up the time that labeling waits for images."""
+        while True:
+            started = time.perf_counter()
+            image = next(fetched, None)
+            self.stage_seconds["fetch"] += time.perf_counter() - started
+            if image is None:
+                return
+            yield image
+
+    def _harmless(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
+        kept, tried = itertools.tee(fetched)
+        survived = survivors((image for image in tried if isinstance(image, bytes)), self.config)
+        for image in kept:
+            if isinstance(image, bytes) and not next(survived):
+                yield ImageError(Status.UNDECODABLE, "The image ended the process that decoded it.")
+            else:
+                yield image
+
+
+def _load_here(run: Run) -> bundle.Bundle:
+    with bundle.local_copy(run.storage, run.model) as folder:
+        return load_model(folder, run.config.labeling.flip, threads=1)
+
+
+def _counts(images: Sequence[LabeledImage]) -> dict[str, int]:
+    faces = sum(len(image.faces) for image in images)
+    return {"images": len(images), "faces": faces, "failed": sum(image.error is not None for image in images)}

@@ -1,0 +1,164 @@
+"""From staging to the tables: verified against the manifest, and visible in one step."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fer_ray.errors import PublishError
+from fer_ray.io.storage import join
+from fer_ray.label.plan import Part, Plan, Run, open_manifest, read_parts, remove_work, staged_file
+from fer_ray.label.views import write_views
+from fer_ray.schema import FACES, IMAGES, RUNS
+
+ROWS_PER_GROUP = 100_000
+TOP_ERRORS, MOST_ERRORS = 5, 1000
+
+
+def publish_tables(run: Run, plan: Plan) -> Counter[str]:
+    """Write `images` and `faces` in Ray tasks, one for a million images, so that no row passes through the driver.
+
+    Gives the counts of the run: images_total, faces_total, faces_left_out, `status:<status>`, `emotion:<emotion>` and
+    `error:<sentence>` (the commonest few).
+
+    Raises:
+        PublishError: staging does not hold every image of the manifest exactly once; nothing became visible.
+    """
+    import ray  # a night with nothing new commits without it
+
+    parts = read_parts(run, plan)
+    task = ray.remote(num_cpus=0)(write_tables)
+    counts: Counter[str] = Counter()
+    for found in ray.get([task.remote(run, plan, [part for part in parts if part.file == file]) for file in range(plan.files)]):
+        counts.update(found)
+    if counts["images_total"] != plan.images:
+        raise PublishError(f"Run {run.run_id} has {counts['images_total']:,} rows for {plan.images:,} images: start it again.")
+    remove_stray_tables(run, plan.files)
+    errors = Counter({key: n for key, n in counts.items() if key.startswith("error:")})
+    return counts - errors + Counter(dict(errors.most_common(TOP_ERRORS)))
+
+
+def write_tables(run: Run, plan: Plan, parts: Sequence[Part]) -> Counter[str]:
+    """Write the files of both tables for one file of the manifest; memory holds about 100,000 rows."""
+    counts: Counter[str] = Counter()
+    number = parts[0].file
+    with ExitStack() as stack:
+        paths = [stack.enter_context(run.storage.written_whole(table_file(run, table, number))) for table in ("images", "faces")]
+        with _writer(paths[0], IMAGES) as image_writer, _writer(paths[1], FACES) as face_writer:
+            for rows in _verified(run, plan, parts):
+                faces = _flat_faces(rows)
+                image_writer.write_table(rows.select(IMAGES.names).cast(IMAGES), ROWS_PER_GROUP)
+                face_writer.write_table(faces, ROWS_PER_GROUP)
+                _count(counts, rows, faces)
+    errors = Counter({key: n for key, n in counts.items() if key.startswith("error:")})
+    return counts - errors + Counter(dict(errors.most_common(MOST_ERRORS)))
+
+
+def commit(run: Run, row: dict[str, Any]) -> None:
+    """Write the run's row into `runs`, which makes its tables count, and remove the work that led to it."""
+    write_views(run.storage, run.output)
+    with run.storage.written_whole(run.commit_file) as file:
+        pq.write_table(pa.Table.from_pylist([row], schema=RUNS), file, compression="zstd")
+    remove_work(run)
+
+
+def clean_up(run: Run, keep_days: float) -> list[str]:
+    """Remove the work of runs that are published, or that nobody touched for `keep_days`; gives the ids of the latter.
+
+    What half-published tables those left goes with it, and so do half-written files and uploads of that age.
+    """
+    before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=keep_days)
+    last_touched: dict[str, datetime.datetime] = {}
+    for kind in ("_manifest", "_staging"):
+        folder = join(run.output, kind)
+        for entry in run.storage.walk(folder):
+            inside = PurePosixPath(entry.image_uri[len(folder) :].lstrip("/"))
+            if len(inside.parts) > 1 and entry.modified_at:
+                last_touched[inside.parts[0]] = max(entry.modified_at, last_touched.get(inside.parts[0], entry.modified_at))
+    removed = []
+    for run_id, touched in last_touched.items():
+        other = dataclasses.replace(run, run_id=run_id)
+        if other.is_published():
+            remove_work(other)
+        elif touched < before and run_id != run.run_id:
+            remove_work(other)
+            remove_stray_tables(other, 0)
+            removed.append(run_id)
+    run.storage.tidy(run.output, before)
+    return removed
+
+
+def remove_stray_tables(run: Run, files: int) -> None:
+    """Remove what an earlier plan of this run published in part: files beyond the first `files`, and those of other dates."""
+    wanted = {table_file(run, table, number) for table in ("images", "faces") for number in range(files)}
+    for table in ("images", "faces"):
+        for entry in run.storage.walk(join(run.output, table)):
+            name = PurePosixPath(entry.image_uri)
+            if name.suffix == ".parquet" and name.stem.rpartition("-")[0] == run.run_id and entry.image_uri not in wanted:
+                run.storage.remove(entry.image_uri)
+
+
+def table_file(run: Run, table: str, number: int) -> str:
+    """The address of a file of a table."""
+    return join(run.output, table, f"run_date={run.run_date.isoformat()}", f"{run.run_id}-{number}.parquet")
+
+
+def _writer(path: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, compression="zstd")
+
+
+def _verified(run: Run, plan: Plan, parts: Sequence[Part]) -> Iterator[pa.Table]:
+    """The staged rows in the order of the manifest, about ROWS_PER_GROUP at a time, each part checked to be what was planned."""
+    held: list[pa.Table] = []
+    count = 0
+    with open_manifest(run, plan, parts[0].file) as manifest:
+        for part in parts:
+            expected = manifest.read_row_group(part.group, columns=["row_number", "image_uri"])
+            rows = _staged(run, plan, part)
+            if not rows.select(["row_number", "image_uri"]).equals(expected):
+                raise PublishError(
+                    f"Staging of run {run.run_id} does not match its manifest from row {part.first_row} on: "
+                    f"remove {staged_file(run, plan, part)} and start the run again."
+                )
+            held.append(rows)
+            count += len(rows)
+            if count + part.rows > ROWS_PER_GROUP:
+                yield pa.concat_tables(held)
+                held, count = [], 0
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _staged(run: Run, plan: Plan, part: Part) -> pa.Table:
+    file = staged_file(run, plan, part)
+    try:
+        return pq.read_table(pa.BufferReader(run.storage.read(file)))
+    except FileNotFoundError as error:
+        raise PublishError(f"Staging of run {run.run_id} lacks the images from row {part.first_row} on: start the run again.") from error
+    except pa.ArrowException as error:
+        raise PublishError(f"The staged file {file} does not read: remove it and start the run again.") from error
+
+
+def _flat_faces(rows: pa.Table) -> pa.Table:
+    """One row per face from the images' lists of faces."""
+    combined = rows.combine_chunks()
+    faces = combined.column("faces")
+    parents = combined.drop_columns(["faces"]).take(pc.list_parent_indices(faces))
+    flat = pc.list_flatten(faces)
+    columns = [parents[name] if name in parents.column_names else pc.struct_field(flat, name) for name in FACES.names]
+    return pa.table(columns, names=FACES.names).cast(FACES)
+
+
+def _count(counts: Counter[str], rows: pa.Table, faces: pa.Table) -> None:
+    counts.update(images_total=len(rows), faces_total=len(faces), faces_left_out=pc.sum(rows["left_out_count"]).as_py() or 0)
+    for prefix, column in (("status", rows["status"]), ("emotion", faces["emotion"]), ("error", rows["error"].drop_null())):
+        counts.update({f"{prefix}:{entry['values']}": entry["counts"] for entry in pc.value_counts(column).to_pylist()})

@@ -1,0 +1,104 @@
+"""Small pictures of labeled faces, cut again from the images, as far as these are still there and within bounds of time and size."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fer_ray.io.inputs import read_image_named
+from fer_ray.io.tar import archive_of
+from fer_ray.label.plan import Run
+from fer_ray.vision.decode import decode
+
+UInt8Array = npt.NDArray[np.uint8]
+SIDE, MARGIN, JPEG_QUALITY = 96, 0.2, 80
+ENOUGH_PIXELS = 1600
+MAX_MEGABYTES, MAX_MEGAPIXELS = 32.0, 40.0
+READERS, SECONDS = 4, 30.0
+
+
+@dataclass(frozen=True)
+class FaceSample:
+    """A face as a JPEG of at most 96 x 96 pixels, and what the run said about it."""
+
+    jpeg: bytes
+    image_uri: str
+    emotion: str
+    confidence: float
+
+
+def read_samples(run: Run, candidates: Mapping[str, Sequence[Mapping[str, Any]]], wanted: Mapping[str, int]) -> dict[str, list[FaceSample]]:
+    """For each group of rows of `faces` as many samples as are wanted, taken in their order.
+
+    An image that is gone, changed since it was labeled, too large, or a copy of one that is shown, gives its place to the
+    next. After SECONDS, what is there is given; readers that hang are left behind.
+    """
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for group in candidates:
+        waiting.put(group)
+    found: dict[str, list[FaceSample]] = {group: [] for group in candidates}
+    deadline = time.monotonic() + SECONDS
+
+    def work() -> None:
+        while time.monotonic() < deadline:
+            try:
+                group = waiting.get_nowait()
+            except queue.Empty:
+                return
+            _read_group(run, candidates[group], wanted[group], found[group], deadline)
+
+    readers = [threading.Thread(target=work, name=f"sample-{number}", daemon=True) for number in range(READERS)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(max(0.0, deadline - time.monotonic()))
+    return {group: list(samples) for group, samples in found.items()}
+
+
+def _read_group(run: Run, rows: Sequence[Mapping[str, Any]], wanted: int, found: list[FaceSample], deadline: float) -> None:
+    shown: set[bytes] = set()
+    for row in rows:
+        if len(found) == wanted or time.monotonic() > deadline:
+            return
+        try:
+            sample, digest = _read(run, row)
+        except Exception:  # noqa: BLE001, S112 - the boundary of one image: whatever is the matter with it, the next is shown
+            continue
+        if sample and digest not in shown:
+            shown.add(digest)
+            found.append(sample)
+
+
+def _read(run: Run, row: Mapping[str, Any]) -> tuple[FaceSample | None, bytes]:
+    """The sample and a hash of the image; no sample where it changed since."""
+    uri, limits = row["image_uri"], run.config.labeling
+    archive = archive_of(uri)
+    state = run.storage.find(uri) or (run.storage.find(archive) if archive else None)
+    if state is None or (state.modified_at and state.modified_at > row["labeled_at"]):
+        return None, b""
+    content = read_image_named(run.storage, uri, min(limits.max_file_megabytes, MAX_MEGABYTES))
+    decoded = decode(content, min(limits.max_megapixels, MAX_MEGAPIXELS), ENOUGH_PIXELS)
+    crop = _crop(decoded.pixels, [row[f"bbox_{part}"] / decoded.scale for part in ("x", "y", "width", "height")])
+    jpeg = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    return FaceSample(jpeg, uri, row["emotion"], row["confidence"]), hashlib.sha256(content).digest()
+
+
+def _crop(pixels: UInt8Array, bbox: Sequence[float]) -> UInt8Array:
+    """The square around a box with some margin, as far as it lies inside the image, at most SIDE pixels each way."""
+    x, y, width, height = bbox
+    half = max(width, height, 2.0) * (0.5 + MARGIN)
+    left, right = (int(np.clip(x + width / 2 + side, 0, pixels.shape[1])) for side in (-half, half))
+    top, bottom = (int(np.clip(y + height / 2 + side, 0, pixels.shape[0])) for side in (-half, half))
+    crop = pixels[top : max(bottom, top + 1), left : max(right, left + 1)]
+    factor = SIDE / max(crop.shape[:2])
+    size = (max(1, round(crop.shape[1] * factor)), max(1, round(crop.shape[0] * factor)))
+    return np.asarray(cv2.resize(crop, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC), np.uint8)

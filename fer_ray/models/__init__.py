@@ -1,0 +1,1 @@
+"""Emotion networks: architectures, bundles on disk, calibration, ensembles, export."""

@@ -1,0 +1,93 @@
+"""Several bundles in one: the mean of their answers, calibrated on the validation split of a data set."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_ray.config.ensemble import EnsembleConfig
+from fer_ray.data.dataset import load_dataset
+from fer_ray.errors import UsageError
+from fer_ray.io.storage import Storage, absolute
+from fer_ray.models import bundle
+from fer_ray.models.architectures import build
+from fer_ray.models.bundle import Bundle, Member
+from fer_ray.models.calibration import calibrate
+
+
+def combine(config: EnsembleConfig) -> dict[str, Any]:
+    """Write the bundle; gives the summary: its version, its figures on validation, and those of its members alone.
+
+    Raises:
+        UsageError: the bundles do not go together, or the output exists.
+    """
+    output = Path(config.output).absolute()
+    if output.exists():
+        raise UsageError(f"The output {config.output} exists already: name a new folder, or remove it.")
+    loaded, lineages = _load(config)
+    first = loaded[0]
+    data = load_dataset(replace(config.data, classes=first.classes), first.image_size, first.color, ("validation",))
+    faces = data.validation
+    members = [member for one in loaded for member in one.members]
+    members = [_averaged(members)] if config.average == "weights" else members
+    together = Bundle(tuple(members), first.classes, config.flip, first.crop, 1.0, "")
+    temperature, figures = calibrate(together.logits(faces.images), faces.labels)
+    alone = {one.model_version: calibrate(one.logits(faces.images), faces.labels)[1]["accuracy"] for one in loaded}
+    lineage = {
+        "made_of": [{"model_version": one.model_version, "lineage": lineage} for one, lineage in zip(loaded, lineages, strict=True)],
+        "average": config.average,
+        "data_sha256": data.sha256,
+        "validation_counts": faces.counts(first.classes),
+    }
+    unfinished = output.with_name(output.name + ".unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        version = bundle.save(
+            str(unfinished),
+            members,
+            classes=first.classes,
+            temperature=temperature,
+            validation=figures,
+            lineage=lineage,
+            flip=config.flip,
+            crop=first.crop,
+        )
+        unfinished.rename(output)
+    except OSError as error:
+        raise UsageError(f"The output {config.output} cannot be written ({error.strerror}).") from error
+    return {"model_version": version, **figures, "accuracy_of_members": alone, "output": config.output}
+
+
+def _averaged(members: list[Member]) -> Member:
+    """One network with the mean of the weights (model soups: Wortsman et al. 2022, arXiv 2203.05482)."""
+    first = members[0]
+    if any(member.config != first.config for member in members):
+        raise UsageError("The bundles hold networks of different architectures or sizes: their weights have no mean.")
+    stacked = zip(*(member.network.get_weights() for member in members), strict=True)
+    network = build(first.config, first.network.output_shape[-1])
+    network.set_weights([np.mean(weights, axis=0) for weights in stacked])
+    return Member(network, first.config)
+
+
+def _load(config: EnsembleConfig) -> tuple[list[Bundle], list[dict[str, Any]]]:
+    """The bundles, and what each says of its training."""
+    storage, loaded, lineages = Storage(config.data.s3_endpoint), [], []
+    with ExitStack() as copies:
+        for name in config.model:
+            place = absolute(bundle.resolve(name), "model")
+            folder = copies.enter_context(bundle.local_copy(storage, place))
+            loaded.append(bundle.load(folder))
+            lineages.append(bundle.read_metadata(folder)["lineage"])
+    first = loaded[0]
+    for name, other in zip(config.model[1:], loaded[1:], strict=True):
+        if (other.classes, other.image_size, other.color, other.crop) != (first.classes, first.image_size, first.color, first.crop):
+            raise UsageError(f"The bundles {config.model[0]} and {name} differ in classes or crops: only like bundles can be averaged.")
+    if sum(len(one.members) for one in loaded) > bundle.MAX_MEMBERS:
+        raise UsageError(f"A bundle holds {bundle.MAX_MEMBERS} networks at most: leave some out.")
+    return loaded, lineages

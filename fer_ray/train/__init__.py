@@ -1,0 +1,1 @@
+"""The training job: a Ray Train job whose workers run one loop."""

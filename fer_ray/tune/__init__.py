@@ -1,0 +1,1 @@
+"""The search for hyperparameters: Ray Tune over trials that are training jobs."""

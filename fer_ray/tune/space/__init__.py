@@ -1,0 +1,1 @@
+"""Search spaces: from a YAML file to parameters, and from these to recipes."""

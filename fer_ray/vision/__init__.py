@@ -1,0 +1,1 @@
+"""From the bytes of an image to face crops; no models of emotion, no Ray."""

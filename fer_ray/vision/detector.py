@@ -1,0 +1,177 @@
+"""Find faces with YuNet and cut them out the way the training images look."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from fer_ray.config.crop import CropGeometry
+from fer_ray.config.recipe import GRAY
+from fer_ray.errors import UsageError
+
+UInt8Array = npt.NDArray[np.uint8]
+Float32Array = npt.NDArray[np.float32]
+
+MODEL_FILE = "face_detection_yunet_2023mar.onnx"
+MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+NMS_IOU = 0.3
+MOST_FACES = 5000
+LOWEST_SCORE = 0.3
+STRIDES = (8, 16, 32)
+SMALLEST_INPUT = 8
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One face in pixels of the image it was found in.
+
+    `bbox` is x, y, width, height; `landmarks` (5, 2) are left eye, right eye, nose, left and right corner of the mouth,
+    where left and right are the subject's own.
+    """
+
+    bbox: tuple[float, float, float, float]
+    landmarks: Float32Array
+    score: float
+
+
+class FaceDetector:
+    """YuNet (Wu et al. 2023, doi 10.1007/s11633-023-1423-y) at an input of at most `side` pixels.
+
+    Images are shrunk to `side`, never enlarged. It finds faces from about 18 pixels of that input; a larger `side` finds
+    smaller ones at a cost that grows with its square. Where nothing is found, half the size is tried: a face that fills
+    the frame shows there. ONNX Runtime runs the network, as it was faster than OpenCV's FaceDetectorYN.
+    """
+
+    def __init__(self, side: int, min_score: float, threads: int | None = None) -> None:
+        import onnxruntime
+
+        self.side, self.min_score = side, min_score
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads or 0, 1, 3
+        self._session = onnxruntime.InferenceSession(_network(), options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def detect(self, pixels: UInt8Array) -> tuple[list[Detection], int]:
+        """The faces of an image (h, w, 3) uint8 BGR, the largest first, and how many more fell short of `min_score`."""
+        scale = min(1.0, self.side / max(pixels.shape[:2]))
+        found = self._detect_at(pixels, scale)
+        faces = [face for face in found if face.score >= self.min_score]
+        if not faces:
+            faces = [face for face in self._detect_at(pixels, scale / 2) if face.score >= self.min_score]
+        doubtful = sum(face.score < self.min_score for face in found)
+        return sorted(faces, key=lambda face: (-face.bbox[2] * face.bbox[3], face.bbox)), doubtful
+
+    def _detect_at(self, pixels: UInt8Array, scale: float) -> list[Detection]:
+        height, width = pixels.shape[:2]
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if min(size) < SMALLEST_INPUT:
+            return []
+        if size != (width, height):
+            pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+        rows = self._candidates(pixels)
+        if not len(rows):
+            return []
+        lowest = min(LOWEST_SCORE, self.min_score)
+        kept = cv2.dnn.NMSBoxes(rows[:, :4].tolist(), rows[:, 14].tolist(), lowest, NMS_IOU, top_k=MOST_FACES)
+        ratio = np.array([width / size[0], height / size[1]], np.float32)
+        return [_detection(row, ratio) for row in rows[np.asarray(kept, int).ravel()]]
+
+    def _candidates(self, pixels: UInt8Array) -> Float32Array:
+        """Boxes over the lowest score, overlapping ones too: (n, 15) float32 of box, five points and score, in input pixels.
+
+        The network gives, for each cell of three grids, class and object scores and the box and points relative to the cell
+        (libfacedetection's decoding, as in OpenCV's FaceDetectorYN).
+        """
+        height, width = pixels.shape[:2]
+        columns, rows = -(-width // STRIDES[-1]) * STRIDES[-1], -(-height // STRIDES[-1]) * STRIDES[-1]
+        blob = cv2.dnn.blobFromImage(cv2.copyMakeBorder(pixels, 0, rows - height, 0, columns - width, cv2.BORDER_CONSTANT))
+        answers = dict(zip(self._outputs, self._session.run(self._outputs, {"input": blob}), strict=True))
+        lowest = min(LOWEST_SCORE, self.min_score)
+        found = []
+        for stride in STRIDES:
+            scores = np.sqrt(answers[f"cls_{stride}"][0, :, 0] * answers[f"obj_{stride}"][0, :, 0])
+            cells = np.flatnonzero(scores >= lowest)
+            if not len(cells):
+                continue
+            corner = np.stack([cells % (columns // stride), cells // (columns // stride)], axis=1).astype(np.float32)
+            box, points = answers[f"bbox_{stride}"][0, cells], answers[f"kps_{stride}"][0, cells]
+            size = np.exp(box[:, 2:]) * stride
+            origin = (corner + box[:, :2]) * stride - size / 2
+            landmarks = (points.reshape(-1, 5, 2) + corner[:, None]) * stride
+            found.append(np.concatenate([origin, size, landmarks.reshape(-1, 10), scores[cells, None]], axis=1))
+        return np.concatenate(found) if found else np.empty((0, 15), np.float32)
+
+
+def _detection(row: Float32Array, ratio: Float32Array) -> Detection:
+    points = row[:14].reshape(7, 2) * ratio
+    # YuNet gives the right eye first and then the left one, as seen by the subject; likewise the mouth.
+    landmarks = points[[3, 2, 4, 6, 5]]
+    (x, y), (width, height) = points[0].tolist(), points[1].tolist()
+    return Detection((x, y, width, height), landmarks, float(row[14]))
+
+
+@cache
+def _network() -> bytes:
+    """The checked file, with its fixed input of 640 x 640 opened to any size."""
+    import onnx
+
+    content = resources.files("fer_ray.vision").joinpath("yunet", MODEL_FILE).read_bytes()
+    if hashlib.sha256(content).hexdigest() != MODEL_SHA256:
+        raise UsageError(f"The detector's file {MODEL_FILE} was altered: install fer_ray anew.")
+    model = onnx.load_from_string(content)
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
+            if dimension.dim_value > 1 and (axis >= 2) == (value.name == "input"):
+                dimension.dim_param = f"{value.name}_{axis}"
+    return bytes(model.SerializeToString())
+
+
+def crop_face(pixels: UInt8Array, face: Detection, size: int, geometry: CropGeometry, color: str = GRAY) -> UInt8Array:
+    """The face as a square (size, size) gray or (size, size, 3) RGB uint8, cut from an image (h, w, 3) uint8 BGR.
+
+    Beyond the edge of the image its edge is repeated.
+    """
+    x, y, width, height = face.bbox
+    side = max(2.0, float(np.sqrt(max(width, 1) * max(height, 1))) * geometry.scale)
+    centre = np.array([x + width / 2 + geometry.shift_x * side, y + height / 2 + geometry.shift_y * side])
+    (left_x, left_y), (right_x, right_y) = face.landmarks[0].tolist(), face.landmarks[1].tolist()
+    angle = geometry.rotation * float(np.arctan2(left_y - right_y, left_x - right_x))
+    region, origin, shrink = _shrunk_surroundings(pixels, centre, side, size, color)
+    # Output pixel (i, j) shows the point centre + R(angle) ((i, j) - middle) * step; +-0.5 because pixel centres are at integers.
+    step = side / size / shrink
+    cosine, sine = np.cos(angle) * step, np.sin(angle) * step
+    matrix = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0]])
+    matrix[:, 2] = (centre - origin) / shrink - 0.5 - matrix[:, :2] @ np.full(2, (size - 1) / 2)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(region, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+
+def _shrunk_surroundings(
+    pixels: UInt8Array, centre: npt.NDArray[np.float64], side: float, size: int, color: str
+) -> tuple[UInt8Array, npt.NDArray[np.float64], int]:
+    """The part of the image around a crop, in its colour, its origin, and the whole factor by which it was shrunk against aliasing."""
+    shrink = max(1, int(side / size))
+    reach = side * 0.75 + 2 * shrink  # the half diagonal of a rotated crop and the pixels that interpolation looks at
+    high = np.array(pixels.shape[1::-1])
+    low_corner = np.clip(np.floor(centre - reach), 0, high - 1).astype(int)
+    high_corner = np.clip(np.ceil(centre + reach), low_corner + 1, high).astype(int)
+    region = pixels[low_corner[1] : high_corner[1], low_corner[0] : high_corner[0]]
+    code = cv2.COLOR_BGR2GRAY if color == GRAY else cv2.COLOR_BGR2RGB
+    region = np.asarray(cv2.cvtColor(region, code), np.uint8)
+    if shrink > 1:
+        target = (max(1, round(region.shape[1] / shrink)), max(1, round(region.shape[0] / shrink)))
+        region = np.asarray(cv2.resize(region, target, interpolation=cv2.INTER_AREA), np.uint8)
+    return region, low_corner.astype(np.float64), shrink
+
+
+def sharpness(crop: UInt8Array) -> float:
+    """Variance of the Laplacian of a crop in gray: low where it is blurred (Pech-Pacheco et al. 2000)."""
+    gray = crop if crop.ndim == 2 else cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
+    return float(cv2.Laplacian(gray, cv2.CV_64F).var())

@@ -1,0 +1,62 @@
+"""What a user types becomes a configuration, or one sentence that says why not."""
+
+from pathlib import Path
+
+import pytest
+
+from fer_ray.cli.run import parse
+from fer_ray.config.label import LabelConfig
+from fer_ray.config.train import TrainConfig
+from fer_ray.errors import UsageError
+
+
+def label(*arguments: str) -> LabelConfig:
+    return parse(LabelConfig, arguments, "")
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("input: photos\noutput: tables\nmin-face-size: 30\nbatch_size: 8\nmax_megapixels: 12\nrun_date: 2026-11-20\n")
+    config = label("--config", str(file), "--batch-size", "16")
+    assert (config.input, config.batch_size, config.labeling.min_face_size) == (("photos",), 16, 30)
+    assert config.labeling.max_megapixels == 12.0
+    assert config.labeling.detector_side == LabelConfig().labeling.detector_side
+    assert config.date().isoformat() == "2026-11-20"
+    train = parse(TrainConfig, ["--dataset", "d", "--output", "o", "--widths", "8", "16", "--depths", "1", "1", "--no-flip"], "")
+    assert train.recipe.model.widths == (8, 16)
+    assert not train.recipe.augmentation.flip
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("colour: red", "'colour'"),
+        ("batch_size: many", "'batch_size' in .* must be a int"),
+        ("limit: true", "'limit'"),
+        ("- 1", "name: value"),
+        ("a: [", "cannot be read"),
+        ("min_face_score: 2", "between 0 and 1"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, complaint: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(content)
+    with pytest.raises(UsageError, match=complaint):
+        label("--output", "o", "--config", str(file))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--input", "photos"], "--output"),
+        (["--output", "o", "--run-id", "../x"], "run id"),
+        (["--output", "o", "--run-date", "yesterday"], "yesterday"),
+        (["--output", "o", "--limit", "0"], "limit"),
+        (["--output", "o", "--limit", "few"], "few"),
+        (["--output", "o", "--max-megapixels", "1000"], "178"),
+        (["--outptu", "o"], "--outptu"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_by_name(arguments: list[str], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        label(*arguments)

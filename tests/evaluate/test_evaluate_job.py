@@ -1,0 +1,237 @@
+"""Judging models as a user does, on drawn faces: the figures are right, the page is whole, and strangers' names stay text."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pages import Page
+
+from fer_ray.cli.run import parse
+from fer_ray.config.dataset import DatasetConfig
+from fer_ray.config.evaluate import EvaluateConfig
+from fer_ray.config.recipe import ModelConfig
+from fer_ray.data.dataset import Split, load_dataset
+from fer_ray.errors import DatasetError, UsageError
+from fer_ray.evaluate import gradcam, plots
+from fer_ray.evaluate.history import COLUMNS, History, read_history
+from fer_ray.evaluate.job import evaluate
+from fer_ray.evaluate.score import in_order_of, measure
+from fer_ray.io.storage import Storage
+from fer_ray.models import bundle
+from fer_ray.models.architectures import build
+from fer_ray.reporting import plotting
+
+HOSTILE = '"><script>alert(1)<\u202e$\\frac$\n\u6f22 & co'
+SMALL = ModelConfig(architecture="residual", stem=8, widths=(8,), depths=(1,), image_size=32)
+PICTURES = {"confusion.png", "reliability.png", "predictions.png", "errors.png", "gradcam.png", "activations.png"}
+PNG = b"\x89PNG"
+
+
+def save_bundle(folder: Path, classes: tuple[str, ...], model: ModelConfig = SMALL) -> Path:
+    folder.mkdir(parents=True)
+    members = [bundle.Member(build(model, len(classes)), model)]
+    bundle.save(str(folder), members, classes=classes, temperature=1.5, validation={"accuracy": 0.5}, lineage={})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Discs, bright ones happy and dark ones sad; one of them has a name that is markup."""
+    root, generator = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)
+    for split, emotion, number in [(s, e, n) for s in ("train", "test") for e in ("happy", "sad") for n in range(12)]:
+        face = generator.integers(0, 60, (48, 48)).astype(np.uint8)
+        cv2.circle(face, (24, 24), 16, 220 if emotion == "happy" else 90, cv2.FILLED)
+        file = root / split / emotion / (f"{HOSTILE}.png" if (split, number) == ("test", 3) else f"{number}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(cv2.imencode(".png", face)[1].tobytes())
+    return root
+
+
+@pytest.fixture(scope="module")
+def evaluated(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Two models with other classes and other sizes of crops, side by side; the first has a history."""
+    root = tmp_path_factory.mktemp("evaluated")
+    first = save_bundle(root / "models" / HOSTILE, ("happy", "sad"))
+    second = save_bundle(root / "models" / "second", ("angry", "sad", "happy"), ModelConfig("cnn_32_64_128", widths=(8, 8, 8), dense=(8,)))
+    write_history(first, learning_rate=[1e-2, 1e-2, 1e-3])
+    config = EvaluateConfig((str(first), str(second)), str(root / "out"), samples=15, data=DatasetConfig(str(faces)))
+    return root / "out", evaluate(config)
+
+
+def write_history(folder: Path, **columns: list[Any]) -> None:
+    rows = len(next(iter(columns.values())))
+    table = {name: list(range(1, rows + 1)) for name in COLUMNS} | columns
+    pq.write_table(pa.table(table), folder / bundle.HISTORY_FILE)
+
+
+def test_every_model_gets_its_figures_pictures_and_answers_and_the_summary_names_them_all(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    output, summary = evaluated
+    keys = ["accuracy", "macro_f1", "weighted_f1", "ece", "nll", "samples", "model_version", "output"]
+    assert list(summary) == [*keys, "models"]
+    assert [list(one) for one in summary["models"]] == [keys, keys]
+    content = json.loads((output / "evaluation.json").read_text())
+    names = [one["name"] for one in content["models"]]
+    assert {path.name for path in output.iterdir()} == {*names, "index.html", "evaluation.json", "comparison.png"}
+    for name, one, row, curves in zip(names, content["models"], summary["models"], ({"curves.png"}, set()), strict=True):
+        assert {path.name for path in (output / name).glob("*.png")} >= (PICTURES | curves) - {"errors.png"}
+        assert all(path.read_bytes().startswith(PNG) for path in (output / name).glob("*.png"))
+        answers = pq.read_table(output / name / "predictions.parquet").to_pandas()
+        assert (answers["label"] == answers["predicted"]).mean() == pytest.approx(row["accuracy"], abs=1e-6)
+        assert np.allclose(answers[[f"prob_{emotion}" for emotion in one["classes"]]].sum(axis=1), 1)
+        assert row["samples"] == len(answers) == np.sum(one["confusion"]["counts"]) == 24
+        assert one["intervals"]["accuracy"][0] <= one["figures"]["accuracy"] <= one["intervals"]["accuracy"][1]
+    assert answers["name"].str.contains("script").sum() == 2
+    (test,) = content["comparison"]
+    difference = test["only_first_correct"] - test["only_second_correct"]
+    assert test["accuracy_difference"] == pytest.approx(difference / 24)
+
+
+def test_the_page_stands_alone_is_whole_and_shows_strange_names_as_text(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    page = Page((evaluated[0] / "index.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "form"}
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) >= 2 * 5 + 2
+    assert all((image["src"] or "").startswith("data:image/png;base64,") and image["alt"] for image in images)
+    assert not any(name.startswith("on") or name == "href" for _, attributes in page.tags for name in attributes)
+    assert "<script>alert(1)<\\u202e" in page.text
+    for words in ("apparent expressions", "McNemar", "came without the history of its training", "of angry here", "\N{EN DASH}"):
+        assert words in page.text, words
+
+
+def test_one_model_is_judged_from_the_command_line_on_the_split_that_was_asked_for(faces: Path, tmp_path: Path) -> None:
+    model = save_bundle(tmp_path / "model", ("happy", "sad"))
+    command = ["--model", str(model), "--dataset", str(faces), "--split", "train", "--output", str(tmp_path / "out"), "--flip"]
+    answer = subprocess.run([sys.executable, "jobs/evaluate.py", *command], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    summary = json.loads(answer.stdout.splitlines()[-1])
+    assert list(summary) == ["accuracy", "macro_f1", "weighted_f1", "ece", "nll", "samples", "model_version", "output"]
+    assert summary["model_version"].endswith("-flip")
+    loaded = bundle.load(str(model), flip=True)
+    split = load_dataset(DatasetConfig(str(faces)), 32, splits=("train",)).splits["train"]
+    assert summary["accuracy"] == pytest.approx((loaded.probabilities(split.images).argmax(1) == split.labels).mean(), abs=1e-6)
+    assert (tmp_path / "out" / "confusion.png").exists()
+
+
+def test_a_data_set_with_emotions_that_the_model_lacks_is_refused_and_nothing_is_written(faces: Path, tmp_path: Path) -> None:
+    model = save_bundle(tmp_path / "model", ("happy", "fear"))
+    config = EvaluateConfig((str(model),), str(tmp_path / "out"), data=DatasetConfig(str(faces)))
+    with pytest.raises(DatasetError, match=r"has sad, which .* does not know: leave them out with --classes happy"):
+        evaluate(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_refused_before_any_work(faces: Path, tmp_path: Path) -> None:
+    model, taken = save_bundle(tmp_path / "model", ("happy", "sad")), tmp_path / "taken"
+    taken.write_text("mine")
+    with pytest.raises(UsageError, match="no folder"):
+        evaluate(EvaluateConfig((str(model),), str(taken), data=DatasetConfig(str(faces))))
+    assert taken.read_text() == "mine"
+
+
+def test_models_are_named_one_by_one_or_together_and_wrong_settings_are_refused() -> None:
+    given = ["--dataset", "d", "--output", "o"]
+    for models in (["--model", "a", "--model", "b"], ["--model", "a", "b"]):
+        assert parse(EvaluateConfig, [*given, *models], "").model == ("a", "b")
+    for wrong in ([], ["--model", "a", "--samples", "0"], ["--model", "a", "--seed", "-1"], ["--model", "a", "--split", "tests"]):
+        with pytest.raises(UsageError):
+            parse(EvaluateConfig, [*given, *wrong], "")
+
+
+def test_a_model_with_more_emotions_than_the_data_keeps_them_and_errs_with_them() -> None:
+    split = Split(np.zeros((4, 8, 8), np.uint8), np.array([0, 0, 1, 1]), np.eye(2, dtype=np.float32)[[0, 0, 1, 1]], ("a", "b", "c", "d"))
+    known = ("contempt", "sad", "happy")
+    moved = in_order_of(split, ("happy", "sad"), known)
+    assert moved.labels.tolist() == [2, 2, 1, 1]
+    assert moved.targets[0].tolist() == [0, 0, 1]
+    logits = np.log(np.array([[0.1, 0.1, 0.8], [0.6, 0.1, 0.3], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1]], np.float32))
+    found = measure(logits, moved, known, 1.0, seed=0)
+    assert found["figures"]["accuracy"] == 0.75
+    assert found["figures"]["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["confusion"]["labels"] == ["sad", "happy"]
+    assert found["confusion"]["counts"] == [[0, 2, 0], [1, 0, 1]]
+    assert found["per_class"][0]["roc_auc"] is None
+    assert found["votes"] is None
+
+
+def test_votes_are_judged_beside_the_labels() -> None:
+    votes = np.array([[0.75, 0.25], [0.0, 1.0]], np.float32)
+    split = Split(np.zeros((2, 8, 8), np.uint8), np.array([0, 1]), votes, ("a", "b"))
+    found = measure(np.log(np.array([[0.75, 0.25], [0.5, 0.5]], np.float32)), split, ("happy", "sad"), 1.0, seed=0)
+    assert found["votes"]["brier"] == pytest.approx(0.25)
+    assert found["votes"]["kl_divergence"] == pytest.approx(np.log(2) / 2, abs=1e-6)
+    assert found["figures"]["brier"] == pytest.approx((2 * 0.0625 + 0.5) / 2)
+
+
+@pytest.fixture
+def bombs(tmp_path: Path) -> dict[str, Path]:
+    """Bundles whose history is not one."""
+    folders = {name: tmp_path / name for name in ("garbage", "words", "long", "huge", "impossible", "missing")}
+    for folder in folders.values():
+        folder.mkdir()
+    (folders["garbage"] / bundle.HISTORY_FILE).write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
+    write_history(folders["words"], accuracy=["high"])
+    write_history(folders["long"], accuracy=[0.5] * 20_000)
+    with (folders["huge"] / bundle.HISTORY_FILE).open("wb") as file:
+        file.truncate(64 << 20)
+    write_history(folders["impossible"], nll=[1e300])
+    pq.write_table(pa.table({"epoch": [1]}), folders["missing"] / bundle.HISTORY_FILE)
+    return folders
+
+
+def test_a_broken_history_in_a_bundle_is_a_note_and_not_a_crash(bombs: dict[str, Path]) -> None:
+    notes = {name: read_history(Storage(), str(folder)) for name, folder in bombs.items()}
+    assert all(history is None for history, _ in notes.values())
+    assert "too large" in notes["huge"][1]
+    assert "plain numbers" in notes["words"][1]
+    assert "20,000 rows" in notes["long"][1]
+    assert all("history.parquet" in note for _, note in notes.values())
+
+
+def test_falls_of_the_learning_rate_are_found_and_drawn() -> None:
+    rate = np.array([0.5e-3, 1e-3, 1e-3, 0.9e-3, 2e-4, 2e-4, 1e-4])
+    values = np.linspace(0, 1, len(rate))
+    history = History(np.arange(1.0, 8.0), values, values, values, values, rate)
+    assert history.drops.tolist() == [5, 7]
+    cosine = 1 + np.cos(np.pi * np.arange(1, 8) / 7)
+    assert History(np.arange(1.0, 8.0), values, values, values, values, cosine).drops.tolist() == []
+    assert plots.draw_curves(history).startswith(PNG)
+
+
+def test_the_heat_map_lies_where_the_evidence_is() -> None:
+    import keras
+
+    inputs = keras.Input((32, 32, 1))
+    brightness = keras.layers.Conv2D(2, 3, padding="same", kernel_initializer="ones")(inputs)
+    network = keras.Model(inputs, keras.layers.Dense(2, kernel_initializer="ones")(keras.layers.GlobalAveragePooling2D()(brightness)))
+    image = np.zeros((1, 32, 32), np.uint8)
+    image[0, 4:12, 20:28] = 255
+    heat = gradcam.heat_maps(network, image, np.array([1]))
+    assert heat is not None
+    assert heat[0, 6:10, 22:26].min() == 1
+    assert heat[0, :, :16].max() == 0
+    maps = gradcam.first_activations(network, image[0])
+    assert maps is not None
+    assert maps.shape == (2, 32, 32)
+
+
+def test_a_network_without_feature_maps_has_no_heat_map() -> None:
+    import keras
+
+    inputs = keras.Input((8, 8, 1))
+    network = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Reshape((64,))(inputs)))
+    assert gradcam.first_activations(network, np.zeros((8, 8), np.uint8)) is None
+    inputs = keras.Input((4,))
+    assert gradcam.heat_maps(keras.Model(inputs, keras.layers.Dense(2)(inputs)), np.zeros((1, 8, 8), np.uint8), np.array([0])) is None
+
+
+def test_names_in_pictures_are_short_and_hold_only_what_the_font_can_show() -> None:
+    assert plotting.shorten("a/b/" + "x" * 40 + "\x1b[31m.png").count("x") < 20
+    assert plotting.shorten("\x1b\u6f22.png") == "??.png"

@@ -1,0 +1,256 @@
+"""Every file is listed once, in order, whatever its name; a name stands only for a whole file; in folders and in S3."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import botocore.endpoint
+import pytest
+from stores import KEYS_PER_PAGE, FaultyProxy, MachineMetadata, S3Server
+
+from fer_ray.errors import AccessError, ImageError, StorageError, UsageError
+from fer_ray.io import s3, storage
+from fer_ray.io.storage import Storage, join
+from fer_ray.schema import ImageEntry, Status
+
+ROOT = Path(__file__).parents[2]
+ODD_NAMES = [
+    "a b.jpg",
+    "ünï\u2028.jpg",
+    "a+b%20.jpg",
+    "a%2Fb.jpg",
+    "#.jpg",
+    "q?x=1&y.jpg",
+    "a-b/x.jpg",
+    "a/b.jpg",
+    "a.jpg",
+    "a/.hidden",
+    "line\nbreak.jpg",
+    "s3:/x.jpg",
+]
+ODD_KEYS = [*(name for name in ODD_NAMES if "\n" not in name), "two//slashes.jpg", "/leading.jpg", "ends in/"]  # moto takes no line break
+MANY = [f"many/{n:04d}" for n in range(2 * KEYS_PER_PAGE + 10)]
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server) -> str:
+    """A bucket of its own."""
+    name = f"b{uuid.uuid4().hex[:12]}"
+    s3_server.client().create_bucket(Bucket=name)
+    return name
+
+
+def test_odd_names_are_listed_in_the_order_of_their_bytes_and_read_back(tmp_path: Path) -> None:
+    contents = {name: name.encode() for name in ODD_NAMES}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    raw = os.fsencode(tmp_path) + b"/\xff\xfe.jpg"
+    Path(os.fsdecode(raw)).write_bytes(b"raw")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "images.parquet").touch()
+    entries = list(Storage().walk(str(tmp_path), excluded=str(tmp_path / "tables")))
+    uris = [entry.image_uri for entry in entries]
+    assert uris[:-1] == sorted((str(tmp_path / name) for name in ODD_NAMES), key=os.fsencode)
+    assert [Storage().read(uri) for uri in uris[:-1]] == [contents[os.path.relpath(uri, tmp_path)] for uri in uris[:-1]]
+    assert uris[-1].startswith("file://")
+    assert uris[-1].encode()
+    assert Storage().read(uris[-1]) == b"raw"
+
+
+def test_odd_keys_of_more_than_one_page_are_listed_in_order_and_read_back(
+    s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "KEYS_PER_DELETE", KEYS_PER_PAGE)
+    client = s3_server.client()
+    for key in [*ODD_KEYS, *MANY, "tables/images.parquet"]:
+        client.put_object(Bucket=bucket, Key=f"in/{key}", Body=key.encode())
+    store = Storage(s3_server.endpoint)
+    entries = list(store.walk(f"s3://{bucket}/in", excluded=f"s3://{bucket}/in/tables"))
+    found = [entry.image_uri.removeprefix(f"s3://{bucket}/in/") for entry in entries]
+    assert found == sorted([*ODD_KEYS, *MANY], key=str.encode)
+    assert all(entry.etag and '"' not in entry.etag and entry.modified_at and entry.size_bytes is not None for entry in entries)
+    for key in ODD_KEYS:
+        assert store.read(f"s3://{bucket}/in/{key}") == key.encode()
+        assert store.find(f"s3://{bucket}/in/{key}") is not None
+    assert [entry.image_uri for entry in store.walk(f"s3://{bucket}/in/many/000")] == []
+    store.remove_folder(f"s3://{bucket}/in/many")
+    assert len(list(store.walk(f"s3://{bucket}/in"))) == len(ODD_KEYS) + 1
+
+
+def test_what_cannot_be_read_is_an_entry_and_a_status(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "broken link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "large").write_bytes(bytes(2_000_000))
+    entries = {Path(entry.image_uri).name: entry for entry in Storage().walk(str(tmp_path))}
+    assert sorted(entries) == ["broken link", "large", "pipe"]
+    for name, status in {"pipe": Status.UNREADABLE, "broken link": Status.UNREADABLE, "large": Status.TOO_LARGE}.items():
+        with pytest.raises(ImageError) as caught:
+            Storage().read_image(entries[name], max_megabytes=1)
+        assert caught.value.status == status
+
+
+def test_an_object_that_cannot_be_had_is_a_status_and_wrong_credentials_are_the_end(
+    s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = s3_server.client()
+    for key, size in {"forbidden.jpg": 10, "large.jpg": 2_000_000}.items():
+        client.put_object(Bucket=bucket, Key=key, Body=bytes(size))
+    statuses = {"vanished.jpg": Status.UNREADABLE, "forbidden.jpg": Status.UNREADABLE, "large.jpg": Status.TOO_LARGE}
+    for key, status in statuses.items():
+        with pytest.raises(ImageError) as caught:
+            Storage(s3_server.endpoint).read_image(ImageEntry(f"s3://{bucket}/{key}", None, None), max_megabytes=1)
+        assert caught.value.status == status
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    wrong = Storage(s3_server.endpoint + "/")  # another address, so another client
+    for use in (
+        lambda: wrong.read_image(ImageEntry(f"s3://{bucket}/large.jpg", None, None), 10),
+        lambda: list(wrong.walk(f"s3://{bucket}")),
+        lambda: wrong.write(f"s3://{bucket}/new", b""),
+    ):
+        with pytest.raises(StorageError, match=r"refuses the credentials .*SignatureDoesNotMatch.*check the AWS") as refused:
+            use()
+        assert "not-the-secret" not in str(refused.value)
+
+
+def test_a_store_that_fails_now_and_then_is_read_and_written_in_full(s3_server: S3Server, bucket: str) -> None:
+    proxy = FaultyProxy(s3_server.endpoint, share=0.2)
+    try:
+        store = Storage(proxy.endpoint)
+        contents = {f"s3://{bucket}/{n:02d}": os.urandom(30_000) for n in range(40)}
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(store.write, contents, contents.values()))
+            assert [entry.image_uri for entry in store.walk(f"s3://{bucket}")] == list(contents)
+            assert list(threads.map(store.read, contents)) == list(contents.values())
+        assert set(proxy.faults) == {"503", "500", "slow", "cut"}
+    finally:
+        proxy.stop()
+
+
+def test_a_wrong_endpoint_is_told_in_seconds(s3_server: S3Server, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    uses = (["--input", "s3://b-1/in", "--output", out], ["--model", "s3://b-1/best", "--output", out], ["--output", "s3://b-1/out"])
+    command = [sys.executable, "jobs/label.py", "--s3-endpoint", "http://127.0.0.1:9"]
+    jobs = [subprocess.Popen([*command, *use], cwd=ROOT, stderr=subprocess.PIPE, text=True) for use in uses]
+    for job, what in zip(jobs, ("listed", "read", "written"), strict=True):
+        complaint = job.communicate(timeout=60)[1]
+        assert re.fullmatch(rf"error: s3://b-1/\S* cannot be {what} \(EndpointConnectionError\): check the endpoint.*\n", complaint)
+        assert job.returncode == 2
+
+
+def test_an_endpoint_that_never_answers_is_asked_once(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(s3, "_ray_is_at_work", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = Storage(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(AccessError, match=r"cannot be read \(ReadTimeoutError\): check the endpoint"):
+            store.find("s3://b-1/key")
+        silent.settimeout(0.1)
+        silent.accept()
+        with pytest.raises(TimeoutError):
+            silent.accept()
+
+
+def test_a_store_that_answered_once_is_waited_for(s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = FaultyProxy(s3_server.endpoint)
+    store, waits = Storage(proxy.endpoint), list[float]()
+    assert store.find(f"s3://{bucket}/key") is None
+    proxy.stop()
+    monkeypatch.setattr(botocore.endpoint, "time", SimpleNamespace(sleep=waits.append))
+    with pytest.raises(AccessError, match=r"EndpointConnectionError.*check the endpoint"):
+        store.find(f"s3://{bucket}/key")
+    assert len(waits) == 7, "about a minute"
+
+
+USE_STORE = """
+import sys
+from fer_ray.io.storage import Storage
+store = Storage()
+address = sys.argv[1]
+store.check_writable(address)
+store.write(f"{address}/one", b"1")
+store.write(f"{address}/two", b"2")
+print([entry.image_uri for entry in store.walk(address)], store.read(f"{address}/one"), store.read(f"{address}/two"))
+"""
+
+
+def test_the_keys_of_a_profile_and_of_a_machine_open_the_store(s3_server: S3Server, bucket: str, tmp_path: Path) -> None:
+    key, secret = s3_server.environment["AWS_ACCESS_KEY_ID"], s3_server.environment["AWS_SECRET_ACCESS_KEY"]
+    file = tmp_path / "credentials"
+    file.write_text(f"[archive]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\nregion = us-east-1\n")
+    machine = MachineMetadata(key, secret)
+    ways = {
+        "profile": {"AWS_SHARED_CREDENTIALS_FILE": str(file), "AWS_PROFILE": "archive"},
+        "machine": {"AWS_EC2_METADATA_SERVICE_ENDPOINT": machine.endpoint, "AWS_DEFAULT_REGION": "us-east-1"},
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    inherited |= {"AWS_ENDPOINT_URL": s3_server.endpoint, "HOME": str(tmp_path)}
+    try:
+        for name, way in ways.items():
+            address = f"s3://{bucket}/{name}"
+            command = [sys.executable, "-c", USE_STORE, address]
+            ran = subprocess.run(command, env=inherited | way, cwd=ROOT, capture_output=True, text=True, timeout=120)
+            assert ran.stdout.strip() == f"{[f'{address}/one', f'{address}/two']} b'1' b'2'", ran.stderr
+    finally:
+        machine.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Storage, str]]:
+    if request.param == "folder":
+        yield Storage(), str(tmp_path / "deep" / "folder")
+    else:
+        server: S3Server = request.getfixturevalue("s3_server")
+        yield Storage(server.endpoint), f"s3://{request.getfixturevalue('bucket')}/deep/folder"
+
+
+def test_a_failed_write_leaves_no_file_under_the_name(place: tuple[Storage, str]) -> None:
+    store, folder = place
+    target = join(folder, "table.parquet")
+    with pytest.raises(RuntimeError), store.written_whole(target) as file:
+        file.write_text("half")
+        raise RuntimeError
+    assert store.find(target) is None
+    with store.written_whole(target) as file:
+        file.write_text("whole")
+    assert store.read(target) == b"whole"
+    assert [entry.image_uri for entry in store.walk(folder)] == [target]
+
+
+def test_of_two_writers_of_one_name_the_first_stays(place: tuple[Storage, str]) -> None:
+    store, folder = place
+    target = join(folder, "plan.json")
+    assert store.write(target, b"first", replace=False)
+    assert not store.write(target, b"second", replace=False)
+    assert store.read(target) == b"first"
+    assert store.write(target, b"third")
+    assert store.read(target) == b"third"
+    with store.open(target, read_ahead=2) as file:
+        file.seek(2)
+        assert (file.read(2), file.read(9), file.read(1)) == (b"ir", b"d", b"")
+
+
+def test_places_that_cannot_be_used_are_named(tmp_path: Path, s3_server: S3Server) -> None:
+    (tmp_path / "file").touch()
+    store = Storage(s3_server.endpoint)
+    s3_server.client().create_bucket(Bucket="readonly")
+    uses: dict[str, Callable[[], object]] = {
+        "file is no folder": lambda: store.check_writable(str(tmp_path / "file" / "output")),
+        "bucket of s3://missing/x does not exist": lambda: list(store.walk("s3://missing/x")),
+        "s3://readonly/.* cannot be written .AccessDenied": lambda: store.check_writable("s3://readonly/tables"),
+    }
+    for complaint, use in uses.items():
+        with pytest.raises(StorageError, match=complaint):
+            use()
+    for uri in ("gs://bucket/key", "s3://key:secret@bucket/x", "s3:///x"):
+        with pytest.raises(UsageError) as caught:
+            storage.absolute(uri, "input")
+        assert "secret" not in str(caught.value)

@@ -1,0 +1,81 @@
+"""Each night labels what is new, changed, failed to read, or not labeled with this model; and nothing twice."""
+
+import dataclasses
+import datetime
+import random
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pytest
+
+from fer_ray.errors import UsageError
+from fer_ray.label.incremental import Counts, due_images
+from fer_ray.schema import LISTING, ImageEntry
+
+DAY = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
+STATE = ("image_uri", "size_bytes", "modified_at", "etag")
+
+
+def published(*entries: ImageEntry) -> list[pa.RecordBatch]:
+    schema = pa.schema([LISTING.field(name) for name in STATE])
+    rows = [{name: getattr(entry, name) for name in STATE} for entry in entries]
+    return [pa.RecordBatch.from_pylist(rows, schema=schema)]
+
+
+def due(listed: Iterable[ImageEntry], known: list[pa.RecordBatch], limit: int | None = None) -> tuple[list[ImageEntry], int]:
+    counts = Counts()
+    tables = list(due_images(listed, lambda: iter(known), limit, counts))
+    return [ImageEntry(**row) for table in tables for row in table.to_pylist()], counts.known
+
+
+def test_an_image_is_due_when_its_state_is_new() -> None:
+    local = ImageEntry("/a.jpg", 10, DAY)
+    stored = ImageEntry("s3://b/a.jpg", 10, DAY, "etag")
+    named = ImageEntry("s3://b/listed.jpg", None, None)
+    known = published(local, stored, dataclasses.replace(named, size_bytes=77))
+    assert due([local, stored, named], known) == ([], 3)
+    changed = [
+        dataclasses.replace(local, size_bytes=11),
+        dataclasses.replace(local, modified_at=DAY + datetime.timedelta(microseconds=1)),
+        dataclasses.replace(local, image_uri="/b.jpg"),
+        dataclasses.replace(stored, etag="other"),
+        dataclasses.replace(stored, archive_uri="s3://b/x.tar", data_offset=512, image_uri="s3://b/x.tar#a.jpg"),
+    ]
+    for entry in changed:
+        assert due([entry], published(local, stored, named)) == ([entry], 0)
+    same_object = dataclasses.replace(stored, modified_at=DAY + datetime.timedelta(days=1))
+    assert due([same_object], known) == ([], 1), "an object store's etag says that it is the same"
+
+
+def test_due_images_come_once_and_sorted_however_they_are_listed() -> None:
+    entries = [ImageEntry(f"/{n:06d}-ü.jpg", n, DAY) for n in range(40_000)]
+    listed = [*entries, *entries[::7]]
+    random.Random(3).shuffle(listed)
+    known = published(*entries[::2], *entries[::2])
+    assert due(listed, known) == (entries[1::2], 20_000)
+
+
+def test_a_limit_ends_the_listing_and_takes_the_first_that_are_due() -> None:
+    entries = [ImageEntry(f"/{n:06d}.jpg", n, DAY) for n in range(200_000)]
+    pulled = 0
+
+    def listing() -> Iterator[ImageEntry]:
+        nonlocal pulled
+        for entry in entries:
+            pulled += 1
+            yield entry
+
+    found, known = due(listing(), published(*entries[:30_000]), limit=5)
+    assert (found, known) == (entries[30_000:30_005], 30_000)
+    assert pulled < 100_000
+    again = [*entries[:40_000], *entries[:50_000]]
+    assert due(again, [], limit=45_000)[0] == entries[:45_000], "an image that is listed twice counts once"
+
+
+def test_an_input_that_fails_in_the_middle_says_so_itself() -> None:
+    def listing() -> Iterator[ImageEntry]:
+        yield ImageEntry("/a.jpg", 1, DAY)
+        raise UsageError("The list does not read.")
+
+    with pytest.raises(UsageError, match="The list does not read"):
+        due(listing(), published())

@@ -1,0 +1,254 @@
+"""What an operator trusts the nightly run with: S3, kills, crashes, full disks, several runs at a time; nothing lost, nothing twice."""
+
+import dataclasses
+import datetime
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from stores import FaultyProxy, S3Server
+
+from fer_ray.config.label import LabelConfig, LabelingConfig
+from fer_ray.errors import FerRayError
+from fer_ray.io.storage import Storage
+from fer_ray.label.incremental import Counts, due_images
+from fer_ray.label.job import label
+from fer_ray.label.plan import Run, name_run, read_parts, read_plan, write_plan
+from fer_ray.models import bundle
+from fer_ray.schema import ImageEntry
+from fer_ray.vision.sandbox import survivors
+
+ROOT = Path(__file__).parents[2]
+KEYS = ["2026/a b.jpg", "2026/ü+%20.jpg", "2026//x.jpg", "2026/ends in/", "2026/100%.jpg", *(f"many/{n:02d}.jpg" for n in range(60))]
+
+
+def rows(output: Path, sql: str) -> list[tuple[Any, ...]]:
+    tables = {table: f"read_parquet('{output}/{table}/**/*.parquet')" for table in ("images", "faces", "runs")}
+    return list(duckdb.sql(sql.format(**tables)).fetchall())
+
+
+def copy_out(store: Storage, folder: str, target: Path) -> Path:
+    for entry in store.walk(folder):
+        file = target / entry.image_uri.removeprefix(folder + "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(store.read(entry.image_uri))
+    return target
+
+
+def test_two_nights_over_s3_label_everything_once_and_then_what_is_new(
+    s3_server: S3Server, ray_cluster: None, photographs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Input, output, model and a list all lie in a store that fails now and then; the second night finds what changed."""
+    client = s3_server.client()
+    client.create_bucket(Bucket="nights")
+    hopper, astronaut = photographs["grace_hopper"].read_bytes(), photographs["astronaut"].read_bytes()
+    for key in KEYS:
+        client.put_object(Bucket="nights", Key=f"in/{key}", Body=hopper)
+    with io.BytesIO() as buffer:
+        with tarfile.open(fileobj=buffer, mode="w") as shard:
+            for name, content in {"0.jpg": hopper, "0.json": b"{}", "1.png": astronaut}.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+        client.put_object(Bucket="nights", Key="in/00000.tar", Body=buffer.getvalue())
+    client.put_object(Bucket="nights", Key="in/forbidden.jpg", Body=hopper)
+    client.put_object(Bucket="nights", Key="list.csv", Body=b"uri\ns3://nights/in/2026/a b.jpg\ns3://nights/vanished.jpg\n")
+    for file in Path(bundle.resolve("")).iterdir():
+        client.put_object(Bucket="nights", Key=f"models/best/{file.name}", Body=file.read_bytes())
+    proxy = FaultyProxy(s3_server.endpoint, share=0.05)
+    inputs = ("s3://nights/in", "s3://nights/list.csv")
+    night = LabelConfig(inputs, "s3://nights/in/tables", "s3://nights/models/best", proxy.endpoint, run_date="2026-11-20")
+    try:
+        summary, exit_code = label(night)
+        assert (exit_code, summary["images_total"], summary["images_failed"], summary["faces_total"]) == (0, 69, 2, 67)
+        tables = copy_out(Storage(s3_server.endpoint), "s3://nights/in/tables", tmp_path / "first")
+        found = dict(rows(tables, "SELECT image_uri, status || coalesce(': ' || error, '') FROM {images}"))
+        expected = {f"s3://nights/in/{key}": "ok" for key in [*KEYS, "00000.tar#0.jpg", "00000.tar#1.png"]}
+        assert found == expected | {
+            "s3://nights/in/forbidden.jpg": "unreadable: The file cannot be read (AccessDenied).",
+            "s3://nights/vanished.jpg": "unreadable: The file cannot be read (it does not exist any more).",
+        }
+        assert {path.parts[-len(path.relative_to(tables).parts)] for path in tables.rglob("*.*")} >= {"images", "faces", "runs"}
+        assert {path.name for path in tables.glob("_*")} == {"_archives"}, "work in progress is removed"
+
+        client.put_object(Bucket="nights", Key="in/2026/new.jpg", Body=hopper)
+        client.put_object(Bucket="nights", Key="in/2026/100%.jpg", Body=astronaut)
+        summary, _ = label(dataclasses.replace(night, run_date="2026-11-21"))
+        assert (summary["images_total"], summary["images_skipped"]) == (4, 66)
+        tables = copy_out(Storage(s3_server.endpoint), "s3://nights/in/tables", tmp_path / "second")
+        second = [uri for (uri,) in rows(tables, "SELECT image_uri FROM {images} WHERE run_date = '2026-11-21'")]
+        assert second == [f"s3://nights/{key}" for key in ("in/2026/100%.jpg", "in/2026/new.jpg", "in/forbidden.jpg", "vanished.jpg")]
+        assert sum(proxy.faults.values()) > 5
+        secrets = (s3_server.environment["AWS_SECRET_ACCESS_KEY"], s3_server.environment["AWS_ACCESS_KEY_ID"])
+        assert not [file for file in tables.rglob("*.*") for secret in secrets if secret.encode() in file.read_bytes()]
+    finally:
+        proxy.stop()
+
+
+def test_a_night_that_cannot_write_stops_with_a_sentence_and_goes_on_when_it_can(
+    s3_server: S3Server, ray_cluster: None, photographs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = s3_server.client()
+    client.create_bucket(Bucket="full")
+    for number in range(40):
+        client.put_object(Bucket="full", Key=f"in/{number:02d}.jpg", Body=photographs["grace_hopper"].read_bytes())
+    proxy = FaultyProxy(s3_server.endpoint)
+    try:
+        night = LabelConfig(("s3://full/in",), "s3://full/tables", s3_endpoint=proxy.endpoint, thumbnails=False)
+        for full, where in (("PUT .*_staging/.*0016.parquet", "_staging"), ("PUT .*/faces/", "/faces/")):
+            proxy.full = full
+            with pytest.raises(FerRayError, match=f"stopped .*{where}.*InsufficientStorage.*start the same command again"):
+                label(night)
+        proxy.full = ""
+        fetched = dict(proxy.fetched)
+        summary, exit_code = label(night)
+        assert (summary["images_ok"], exit_code) == (40, 0)
+        again = [path for path, n in proxy.fetched.items() if "/in/" in path and n != fetched.get(path)]
+        assert again == [], "all images were labeled before the tables could not be written"
+        assert "going on: 40 images are labeled already" in capsys.readouterr().out
+    finally:
+        proxy.stop()
+
+
+def job(*arguments: object, environment: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+    command = [sys.executable, "jobs/label.py", *map(str, arguments)]
+    environment = dict(os.environ) | (environment or {})
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_two_processes_that_do_the_same_night_and_one_that_does_another_share_an_output(
+    photographs: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(150):
+        shutil.copy(photographs["grace_hopper"], tmp_path / "in" / f"{number:03d}.jpg")
+    same = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--run-id", "same", "--workers", 1]
+    jobs = [job(*same), job(*same), job(*same[:4], "--run-id", "other", "--workers", 1)]
+    for one in jobs:
+        output, errors = one.communicate(timeout=180)
+        assert one.returncode == 0, output + errors
+        assert json.loads(output.splitlines()[-1])["images_ok"] == 150
+    count = "SELECT run_id, count(*), count(DISTINCT image_uri) FROM {images} GROUP BY run_id ORDER BY run_id"
+    assert rows(tmp_path / "out", count) == [("other", 150, 150), ("same", 150, 150)]
+    assert rows(tmp_path / "out", count.replace("images", "faces")) == [("other", 150, 150), ("same", 150, 150)]
+    assert not [path for path in (tmp_path / "out").rglob("_*/**/*") if path.is_file()]
+
+
+POISON = """
+import os, signal
+import cv2
+real = cv2.imdecode
+def imdecode(content, *arguments):
+    if b"POISON" in bytes(content[-64:]):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if b"SLEEPY" in bytes(content[-64:]):
+        signal.pause()
+    return real(content, *arguments)
+cv2.imdecode = imdecode
+"""
+
+
+def test_an_image_that_kills_its_decoder_is_a_row_and_not_the_end(photographs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(POISON)
+    hopper = photographs["grace_hopper"].read_bytes()
+    for number in range(40):
+        (tmp_path / "in" / f"{number:02d}.jpg").write_bytes(hopper + b"POISON" * (number == 20))
+    process = job("--input", tmp_path / "in", "--output", tmp_path / "out", environment={"PYTHONPATH": str(tmp_path / "site")})
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, output + errors
+    bad = rows(tmp_path / "out", "SELECT parse_filename(image_uri), status, error FROM {images} WHERE status <> 'ok'")
+    assert bad == [("20.jpg", "undecodable", "The image ended the process that decoded it.")]
+    assert rows(tmp_path / "out", "SELECT count(*) FROM {faces}") == [(39,)]
+
+
+def test_an_image_that_never_ends_is_found_out_too(photographs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(POISON)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    hopper = photographs["grace_hopper"].read_bytes()
+    images = [hopper, hopper + b"SLEEPY", b"no image", hopper + b"POISON", hopper]
+    assert list(survivors(images, LabelingConfig(), seconds=2)) == [True, False, True, False, True]
+
+
+@pytest.fixture
+def unnamed(tmp_path: Path) -> Run:
+    config = LabelConfig((str(tmp_path),), str(tmp_path / "out"))
+    return Run("", datetime.date(2026, 11, 21), config.input, config.output, "m", "v", config, Storage())
+
+
+def planned(run: Run, images: int) -> Any:
+    counts = Counts()
+    due = due_images([ImageEntry(f"/{n:06d}.jpg", n, None) for n in range(images)], lambda: iter(()), None, counts)
+    return write_plan(run, due, counts, datetime.datetime.now(datetime.UTC))
+
+
+def test_the_same_line_takes_up_an_interrupted_run_on_another_day(unnamed: Run) -> None:
+    yesterday = name_run(dataclasses.replace(unnamed, run_date=datetime.date(2026, 11, 20)))
+    assert yesterday.run_id.startswith("2026-11-20-")
+    assert name_run(unnamed).run_id.startswith("2026-11-21-")
+    planned(yesterday, 3)
+    assert name_run(unnamed) == yesterday
+    other = dataclasses.replace(unnamed, model_version="another")
+    assert name_run(other).run_id.startswith("2026-11-21-")
+    asked = dataclasses.replace(unnamed, config=dataclasses.replace(unnamed.config, run_date="2026-11-21"))
+    assert name_run(asked).run_id.startswith("2026-11-21-")
+
+
+def test_two_that_plan_the_same_run_work_from_one_plan(unnamed: Run) -> None:
+    run = name_run(unnamed)
+    first, second = planned(run, 1000), planned(run, 7)
+    assert first == second == read_plan(run)
+    parts = read_parts(run, second)
+    assert sum(part.rows for part in parts) == 1000
+    assert [part.first_row for part in parts] == [sum(part.rows for part in parts[:n]) for n in range(len(parts))]
+
+
+def test_what_crashes_left_is_put_right_and_what_others_do_is_left_alone(
+    photographs: dict[str, Path], ray_cluster: None, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(photographs["grace_hopper"], tmp_path / "in")
+    output = tmp_path / "out"
+    config = LabelConfig((str(tmp_path / "in"),), str(output), run_id="night", run_date="2026-11-21")
+    run = Run("", config.date(), config.input, str(output), "m", "v", config, Storage())
+    for run_id in ("dead", "at-work"):
+        planned(dataclasses.replace(run, run_id=run_id), 40)
+    half = [
+        output / "images" / "run_date=2026-11-01" / "dead-0.parquet",
+        output / "images" / "run_date=2026-11-21" / "night-7.parquet",
+        output / "faces" / "run_date=2026-11-20" / "night-0.parquet",
+        output / "faces" / "run_date=2026-11-01" / "_writing-0123",
+    ]
+    for file in half:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"half")
+    others = output / "images" / "run_date=2026-11-21" / "night-7-0.parquet"
+    shutil.copy(half[0], others)
+    long_ago = time.time() - 8 * 86400
+    for file in [*(output / "_manifest" / "dead").rglob("*"), *half]:
+        os.utime(file, (long_ago, long_ago))
+    label(config)
+    assert not [file for file in half if file.exists()]
+    assert others.exists()
+    assert sorted(path.name for path in (output / "_manifest").iterdir()) == ["at-work"]
+    assert read_plan(dataclasses.replace(run, run_id="at-work"))
+
+
+def test_a_run_killed_at_any_moment_ends_with_the_rows_of_an_undisturbed_one() -> None:
+    """The short form of benchmarks/faults.py: a kill while planning, committing a part, of a worker, and publishing, all in one run."""
+    command = [sys.executable, "benchmarks/faults.py", "--images", "200", "--one-round"]
+    command += ["--kinds", "manifest", "commit", "worker", "publish"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    figures = json.loads(answer.stdout.splitlines()[-1])
+    assert (figures["kills"], figures["rows_lost_or_doubled"], figures["finished_again"]) == (4, 0, 0)

@@ -1,0 +1,251 @@
+"""The report of a run: what an operator reads in the morning, and what a stranger's file name cannot do to them."""
+
+import base64
+import dataclasses
+import io
+import itertools
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pages import Page
+from PIL import Image
+from run_tables import write_run
+from stores import S3Server
+
+from fer_ray.config.label import LabelConfig
+from fer_ray.io.storage import Storage
+from fer_ray.label.job import label
+from fer_ray.label.plan import Run
+from fer_ray.label.report import summary
+from fer_ray.label.report.drift import MOVED, NOTABLE, RunRecord, drift_of, earlier_runs, emotions_by_folder, stability_index
+from fer_ray.label.report.page import write_report
+from fer_ray.label.report.summary import OTHERS, measure
+from fer_ray.reporting.html import data
+
+HOSTILE = "<img src=x onerror=window.hacked=1>"
+HOSTILE_FOLDER = "\"'><b onmouseover=window.hacked=1>"
+BROKEN = "<script>window.hacked=1<!-- \u2028\u202e &lt; `${1}`.jpg"
+EVEN, SHIFTED = (0.1, 0.05, 0.05, 0.1, 0.3, 0.25, 0.1, 0.05), (0.2, 0.05, 0.05, 0.2, 0.1, 0.25, 0.1, 0.05)
+FOLDERS = ["2025/01", "2025/02", "2026/01"]
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path], ray_cluster: None) -> tuple[LabelConfig, Path]:
+    """Demo photographs under names that want to be markup, labeled by the job itself; one is gone by the time of the report."""
+    root = tmp_path_factory.mktemp("archive")
+    for folder in ("plain", HOSTILE_FOLDER):
+        (root / folder).mkdir()
+        shutil.copy(photographs["astronaut"], root / folder / f"{HOSTILE}.png")
+        shutil.copy(photographs["coffee"], root / folder / "coffee.png")
+    shutil.copy(photographs["grace_hopper"], root / "plain" / "hopper.jpg")
+    (root / "plain" / BROKEN).write_text("no picture")
+    config = LabelConfig((str(root),), str(root / "tables"), run_id="night-1", run_date="2026-11-20")
+    summary, exit_code = label(config)
+    assert (exit_code, summary["images_total"], summary["images_failed"], summary["faces_total"]) == (0, 6, 1, 3)
+    return config, root / "tables" / "reports" / "night-1" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The reports of four nights: two alike, one on which emotions moved, and one without anything to do."""
+    output = tmp_path_factory.mktemp("nights")
+    runs = [
+        write_run(output, f"night-{day}", day, EVEN if day < 19 else SHIFTED, 1200, FOLDERS, failed=100 * (day - 17))
+        for day in (17, 18, 19)
+    ]
+    runs.append(write_run(output, "night-20", 20, EVEN, 0, FOLDERS))
+    write_run(output, "other-model", 16, SHIFTED, 900, FOLDERS, model="m-2")
+    return {run.run_id: Path(write_report(run, row)) for run, row in runs}
+
+
+def test_the_report_of_a_real_run_shows_faces_and_failures_and_strangers_names_as_text(night: tuple[LabelConfig, Path]) -> None:
+    content = night[1].read_text(encoding="utf-8")
+    page = Page(content)
+    for words in (
+        HOSTILE,
+        HOSTILE_FOLDER,
+        "<script>window.hacked=1<!-- \\u2028\\u202e &lt; `${1}`.jpg",
+        "undecodable",
+        "apparent expressions",
+    ):
+        assert words in page.text, words
+    assert "\u2028" not in content
+    assert "\u202e" not in content
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert [attributes.get("type") for tag, attributes in page.tags if tag == "script"] == ["application/json", None]
+    pictures = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 4, "the two photographs, among the emotions and among the least certain; copies are shown once"
+    thumbnails = [Image.open(io.BytesIO(base64.b64decode(picture.removeprefix("data:image/jpeg;base64,")))) for picture in pictures]
+    assert {(image.format, max(image.size) <= 96) for image in thumbnails} == {("JPEG", True)}
+
+
+def test_a_lost_report_is_written_by_the_next_start_and_trouble_with_it_does_not_fail_the_run(
+    night: tuple[LabelConfig, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, report = night
+    shutil.copytree(config.output, f"{config.output}-copy")
+    config = dataclasses.replace(config, output=f"{config.output}-copy", thumbnails=False)
+    reports = Path(config.output) / "reports"
+    shutil.rmtree(reports)
+    reports.write_text("in the way")
+    assert label(config)[1] == 0
+    assert "warning: the report could not be written" in capsys.readouterr().err
+    reports.unlink()
+    assert label(config)[1] == 0
+    assert f"report: {reports}/night-1/report.html" in capsys.readouterr().out
+    page = Page((reports / "night-1" / "report.html").read_text(encoding="utf-8"))
+    assert "img" not in {tag for tag, _ in page.tags}
+    assert "--no-thumbnails" in page.text
+    assert report.stat().st_size > (reports / "night-1" / "report.html").stat().st_size
+
+
+def test_emotions_that_moved_since_earlier_runs_of_the_model_are_warned_of_and_those_that_did_not_are_not(nights: dict[str, Path]) -> None:
+    moved = Page(nights["night-19"].read_text()).text
+    assert "The emotions have moved since 2 earlier runs of this model" in moved
+    assert re.search(r"all folders together, PSI 0\.[34]\d: happy 29\N{NO-BREAK SPACE}% to 10", moved)
+    assert re.search(r"2025/02, PSI 0\.[2-6]\d: happy", moved)
+    assert "2026-11-16" not in moved, "another model's runs are no measure"
+    for alike in ("night-17", "night-18"):
+        assert "The emotions" not in Page(nights[alike].read_text()).text
+    assert "There are no earlier runs of this model to compare with." in Page(nights["night-17"].read_text()).text
+    empty = Page(nights["night-20"].read_text())
+    assert "There was nothing to label" in empty.text
+    assert "2026-11-19" in empty.text
+    assert "script" not in {tag for tag, _ in empty.tags}
+
+
+def test_the_stability_index_is_the_one_of_the_books_and_too_few_faces_give_none() -> None:
+    p, q = (300.5 / 401, 100.5 / 401), (100.5 / 401, 300.5 / 401)
+    expected = sum((a - b) * np.log(a / b) for a, b in zip(p, q, strict=True))
+    assert stability_index({"happy": 300, "sad": 100}, {"happy": 100, "sad": 300}) == pytest.approx(expected)
+    assert stability_index({"happy": 400}, {"happy": 300, "fear": 0}) == 0
+    assert 0 < (stability_index({"happy": 400}, {"happy": 399, "fear": 1}) or 0) < 0.01
+    assert stability_index({"happy": 199}, {"happy": 10_000}) is None
+
+
+def test_few_faces_that_differ_by_chance_are_no_drift() -> None:
+    """Of 50 folders a night with 200 faces each, one in five would be above 0.1 without any cause."""
+    generator = np.random.default_rng(5)
+    samples = [dict(zip(summary.LABELS, generator.multinomial(200, EVEN).tolist(), strict=False)) for _ in range(1000)]
+    drifts = [drift_of(now, before) for now, before in itertools.pairwise(samples)]
+    assert sum((drift.index or 0) > NOTABLE for drift in drifts) > 100
+    assert sum(bool(drift.level) for drift in drifts) <= 5
+    assert drift_of(samples[0], {"happy": 400, "sad": 400}).level == MOVED
+
+
+def test_folders_are_compared_only_where_an_earlier_run_tells_the_same_images_apart(nights: dict[str, Path], tmp_path: Path) -> None:
+    """The first night covers two years at two levels; the next one adds to a single folder and is compared with just that."""
+    first, row = write_run(tmp_path, "first", 17, EVEN, 900, FOLDERS)
+    write_report(first, row)
+    second, row = write_run(tmp_path, "second", 18, EVEN, 250, ["2026/01/21"])
+    write_report(second, row)
+    (tmp_path / "reports" / "broken").mkdir()
+    (tmp_path / "reports" / "broken" / "aggregates.json").write_text('{"format_version": 1}')
+    shutil.copy(tmp_path / "runs" / "first.parquet", tmp_path / "runs" / "broken.parquet")
+    earlier = earlier_runs(second, row)
+    assert [one.run_id for one in earlier] == ["first"]
+    found = measure(second, [one.base for one in earlier])
+    assert (found.base, list(found.folders)) == ("/archive/", ["2026/01/"])
+    assert sum(emotions_by_folder(earlier, found)["2026/01/"].values()) == 300
+    coarse = dataclasses.replace(earlier[0], levels=1, folders={"/archive/2026/": {"happy": 7}, "/elsewhere/": {"happy": 9}})
+    assert not emotions_by_folder([coarse], found)["2026/01/"]
+    assert RunRecord.from_json(coarse.to_json()) == coarse
+
+
+def test_any_number_of_folders_and_errors_leaves_a_small_page_and_sums_that_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(summary, "MOST_COUNTED", 1000)
+    monkeypatch.setattr(summary, "MOST_TIMES", 100)
+    monkeypatch.setattr(summary, "ROWS_PER_BATCH", 2000)
+    small = [f"{number:05d}/x/y" for number in range(4000)]
+    large = [f"{number:05d}-large" for number in range(0, 4000, 80) for _ in range(3)]
+    run, row = write_run(tmp_path, "many", 20, EVEN, len(small) + len(large), sorted(small + large), failed=500)
+    figures = measure(run)
+    assert (figures.levels, len(figures.folders)) == (1, 501)
+    assert (figures.total.images, sum(figures.times.values())) == (4150, 4150)
+    assert figures.total.emotions == measure(run).total.emotions
+    assert sum(figures.total.emotions.values()) == 3650
+    assert sum(one.images for one in figures.errors) == 500
+    shown = figures.reduced(50)
+    assert [name for name in shown.folders if name != OTHERS] == [f"{number:05d}-large/" for number in range(0, 4000, 80)]
+    assert (shown.total.images, shown.folders[OTHERS].images) == (4150, 4000)
+    assert Path(write_report(run, row)).stat().st_size < 200_000
+
+
+def test_runs_in_an_object_store_are_reported_and_compared_there(s3_server: S3Server, nights: dict[str, Path]) -> None:
+    s3_server.client().create_bucket(Bucket="reports")
+    storage = Storage(s3_server.endpoint)
+    folder = nights["night-19"].parents[2]
+    for file in folder.rglob("*.*"):
+        if file.name != "report.html":
+            storage.write(f"s3://reports/out/{file.relative_to(folder)}", file.read_bytes())
+    local, row = write_run(folder, "night-19", 19, SHIFTED, 1200, FOLDERS, failed=200)
+    run = dataclasses.replace(local, output="s3://reports/out", storage=storage)
+    assert isinstance(run, Run)
+    assert write_report(run, row) == "s3://reports/out/reports/night-19/report.html"
+    assert storage.read("s3://reports/out/reports/night-19/report.html") == nights["night-19"].read_bytes()
+
+
+def test_values_for_a_script_cannot_leave_their_element() -> None:
+    values = ["</script><!--\u2028\u2029&", HOSTILE]
+    element = data("x", values)
+    inside = element.removeprefix('<script type="application/json" id="x">').removesuffix("</script>\n")
+    assert not set(inside) & set("<>&\u2028\u2029")
+    assert json.loads(inside) == values
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome on the path: apt-get install chromium")
+def test_a_browser_shows_the_report_without_an_error_and_its_choices_narrow_it(
+    night: tuple[LabelConfig, Path], nights: dict[str, Path]
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    troubles: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], timeout=120_000)
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("request", lambda request: troubles.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
+
+        page.goto(night[1].as_uri())
+        assert HOSTILE in page.inner_text("main")
+        assert page.locator(".faces figure:visible").count() == 4
+        assert page.locator("img:visible").evaluate_all("all => all.every(one => one.naturalWidth > 0)")
+        options = page.locator("select[name=folder] option").all_inner_texts()
+        assert options == ["all folders", HOSTILE_FOLDER, "plain"]
+        page.select_option("select[name=folder]", label=HOSTILE_FOLDER)
+        assert page.locator(".errors tbody tr:visible").count() == 0
+        assert page.is_visible("text=No image that fits the choice failed.")
+        assert page.evaluate("window.hacked") is None
+
+        page.goto(nights["night-19"].as_uri())
+        assert page.is_visible("#drift")
+        counts = page.locator("#emotions [data-cell=count]").all_inner_texts()
+        assert sum(int(count.replace(",", "")) for count in counts) == 1000
+        page.select_option("select[name=folder]", label="2025/02")
+        counts = page.locator("#emotions [data-cell=count]").all_inner_texts()
+        assert sum(int(count) for count in counts) == 400
+        page.select_option("select[name=emotion]", "happy")
+        assert page.inner_text("#confidence-faces") == counts[4]
+        page.select_option("select[name=folder]", label="2025/01")
+        assert page.inner_text("#statuses tr[data-status=undecodable] [data-cell=count]") == "200"
+        page.select_option("select[name=status]", "too_large")
+        assert page.locator(".errors tbody tr:visible").count() == 0
+        page.click("text=show all")
+        assert page.locator(".errors tbody tr:visible").count() == 1
+        assert page.inner_text("#confidence-faces") == "1,000"
+
+        page.goto(nights["night-20"].as_uri())
+        assert page.is_visible("text=There was nothing to label")
+        browser.close()
+    assert troubles == []

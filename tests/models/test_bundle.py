@@ -1,0 +1,180 @@
+"""Model bundles: what was saved is what labels, and nothing strange is loaded or run."""
+
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fer_ray.config.recipe import ARCHITECTURES, ModelConfig
+from fer_ray.errors import BundleError
+from fer_ray.models import bundle
+from fer_ray.models.architectures import build
+from fer_ray.models.metrics import softmax
+
+SMALL = ModelConfig(stem=8, widths=(8,), depths=(1,))
+CLASSES = ("angry", "happy", "sad")
+
+
+def save(folder: Path, *configs: ModelConfig, flip: bool = False) -> tuple[list[bundle.Member], str]:
+    members = [bundle.Member(build(config, len(CLASSES)), config) for config in configs]
+    arguments = {"classes": CLASSES, "temperature": 1.5, "validation": {"accuracy": 0.5}, "lineage": {}}
+    return members, bundle.save(str(folder), members, flip=flip, **arguments)  # type: ignore[arg-type]
+
+
+def crops(count: int, config: ModelConfig) -> npt.NDArray[np.uint8]:
+    shape = (config.image_size, config.image_size) + (3,) * (config.color == "rgb")
+    return np.random.default_rng(0).integers(0, 256, (count, *shape)).astype(np.uint8)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    save(folder, SMALL)
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_gives_the_same_logits_when_it_was_saved_and_loaded(tmp_path: Path, architecture: str) -> None:
+    config = ModelConfig(architecture=architecture, image_size=32)
+    (member,), version = save(tmp_path, config)
+    loaded = bundle.load(str(tmp_path))
+    faces = crops(5, config)
+    assert (loaded.classes, loaded.temperature, loaded.model_version, loaded.image_size) == (CLASSES, 1.5, version, 32)
+    assert loaded.logits(faces) == pytest.approx(bundle.predict_logits(member.network, faces), abs=1e-5)
+    assert loaded.probabilities(faces).sum(axis=1) == pytest.approx(np.ones(5))
+    assert save(tmp_path, config)[1] != version  # other weights
+
+
+def test_kernels_and_a_network_without_attention_survive_and_bundles_from_before_kernels_still_load(tmp_path: Path) -> None:
+    for config in (
+        ModelConfig(stem=8, widths=(8,), depths=(1,), attention_reduction=0),
+        ModelConfig(architecture="cnn_32_64_128", widths=(8, 8, 8), kernels=(1, 7, 5), dense=(8,)),
+        ModelConfig(architecture="cnn_64_128_512", widths=(8, 8), dense=(8,)),
+    ):
+        (member,), _ = save(tmp_path, config)
+        expected = bundle.predict_logits(member.network, crops(3, config))
+        assert bundle.load(str(tmp_path)).logits(crops(3, config)) == pytest.approx(expected, abs=1e-5)
+    shapes = [layer.kernel.shape[0] for layer in member.network.layers if "conv" in layer.name]
+    assert shapes == [3, 5]  # what this architecture had when its kernels could not be chosen
+    content = json.loads((tmp_path / bundle.METADATA_FILE).read_text())
+    del content["members"][0]["model"]["kernels"]
+    bundle.write_metadata(str(tmp_path), content)
+    assert bundle.load(str(tmp_path)).logits(crops(3, config)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_ensemble_averages_its_members_and_mirror_images(tmp_path: Path) -> None:
+    members, version = save(tmp_path, SMALL, ModelConfig(architecture="cnn_32_64_128"), flip=False)
+    faces = crops(3, SMALL)
+    alone = [softmax(bundle.predict_logits(member.network, faces)) for member in members]
+    assert softmax(bundle.load(str(tmp_path)).logits(faces)) == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
+    mirrored = [softmax(bundle.predict_logits(member.network, faces[:, :, ::-1])) for member in members]
+    flipped = bundle.load(str(tmp_path), flip=True)
+    assert softmax(flipped.logits(faces)) == pytest.approx(np.mean(alone + mirrored, axis=0), abs=1e-6)
+    assert version.startswith("ensemble2-")
+    assert flipped.model_version == f"{version}-flip"
+
+
+def test_light_and_contrast_of_a_face_change_nothing() -> None:
+    loaded = bundle.load(bundle.resolve(""))
+    faces = np.random.default_rng(0).uniform(100, 200, (4, 48, 48, 1)).astype(np.float32)
+    network = loaded.members[0].network
+    assert network.predict_on_batch(faces * 0.6 + 10) == pytest.approx(network.predict_on_batch(faces), abs=0.02)
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    """Change the metadata and sign it, as someone who knows this code could; `model` changes the network's configuration."""
+    content = json.loads((folder / bundle.METADATA_FILE).read_text())
+    content["members"][0]["model"] |= changes.pop("model", {})
+    content["members"][0]["weights_sha256"] = bundle._sha256(folder / bundle.weights_file(0))
+    bundle.write_metadata(str(folder), content | changes)
+
+
+def replace_weights(folder: Path, stored: Path) -> None:
+    with zipfile.ZipFile(folder / bundle.weights_file(0), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(stored, "model.weights.h5")
+    rewrite(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"format_version": 99}, "upgrade"),
+        ({"format_version": 1}, "train the model anew"),
+        ({"flip": "yes"}, "flip"),
+        ({"members": []}, "networks"),
+        ({"model": {"architecture": "os.system"}}, "unknown"),
+        ({"classes": ["happy", "hungry"]}, "classes"),
+        ({"classes": ["happy", "happy"]}, "classes"),
+        ({"calibration": {"temperature": 0.0}}, "temperature"),
+        ({"calibration": None}, "broken"),
+        ({"preprocessing": {"crop": {"scale": 1e9}}}, "crop"),
+        ({"preprocessing": {"crop": {"scale": "1; import os"}}}, "crop"),
+        ({"model": {"widths": [2048], "depths": [60]}}, "weights"),
+        ({"model": {"widths": ["a"]}}, "whole numbers"),
+        ({"model": {"kernels": [3]}}, "leave it out"),
+        ({"model": {"architecture": "cnn_32_64_128", "widths": [8], "kernels": [4]}}, "odd"),
+        ({"model": {"architecture": "cnn_32_64_128", "widths": [8], "kernels": [13]}}, "odd"),
+        ({"model": {"architecture": "cnn_32_64_128", "widths": [8], "kernels": [3, 3]}}, "one number for each"),
+        ({"model": {"attention_reduction": -1}}, "whole numbers"),
+        ({"model": {"stem": 16}}, "do not fit"),
+        ({"model": {"depths": [2]}}, "do not fit"),
+    ],
+)
+def test_a_strange_bundle_is_refused_with_the_reason(saved: Path, changes: dict[str, object], complaint: str) -> None:
+    rewrite(saved, **changes)
+    with pytest.raises(BundleError, match=complaint):
+        bundle.load(str(saved))
+
+
+def test_an_altered_or_incomplete_bundle_is_refused(saved: Path, tmp_path: Path) -> None:
+    altered = shutil.copytree(saved, tmp_path / "altered")
+    content = json.loads((altered / bundle.METADATA_FILE).read_text())
+    (altered / bundle.METADATA_FILE).write_text(json.dumps(content | {"classes": ["angry", "happy", "fear"]}))
+    with pytest.raises(BundleError, match="altered"):
+        bundle.load(str(altered))
+    (saved / bundle.weights_file(0)).unlink()
+    with pytest.raises(BundleError, match=r"missing its model\.keras"):
+        bundle.load(str(saved))
+    (saved / bundle.METADATA_FILE).write_text("[" * 100_000)
+    with pytest.raises(BundleError, match="broken"):
+        bundle.load(str(saved))
+
+
+def test_weights_that_would_fill_the_memory_are_refused_before_they_are_read(saved: Path, tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.h5"
+    with h5py.File(bomb, "w") as file:
+        file.create_dataset("layers/conv2d/vars/0", shape=(1 << 40,), dtype="f4", chunks=(1 << 20,))
+    replace_weights(saved, bomb)
+    with pytest.raises(BundleError, match="larger"):
+        bundle.load(str(saved))
+    unpacks_to_gigabytes = tmp_path / "zeros"
+    with unpacks_to_gigabytes.open("wb") as file:
+        file.truncate(200 << 20)
+    replace_weights(saved, unpacks_to_gigabytes)
+    with pytest.raises(BundleError, match="unpacks"):
+        bundle.load(str(saved))
+    outside = tmp_path / "outside.h5"
+    with h5py.File(outside, "w") as file:
+        file.create_dataset("x", (10,), "f4", external=[("/etc/hostname", 0, 40)])
+    replace_weights(saved, outside)
+    with pytest.raises(BundleError, match="plain array"):
+        bundle.load(str(saved))
+
+
+@pytest.mark.parametrize("name", bundle.BUNDLED)
+def test_the_bundled_models_are_small_and_say_what_they_are(name: str) -> None:
+    metadata = bundle.read_metadata(bundle.resolve(name))
+    size = sum(file.stat().st_size for file in Path(bundle.resolve(name)).iterdir())
+    assert size <= 12e6
+    assert metadata["metrics"]["validation"]["accuracy"] >= 0.65
+    assert metadata["metrics"]["validation"]["ece"] < 0.05
+    trainings = metadata["lineage"].get("made_of") or [metadata]
+    assert any({"data_sha256", "config", "train_counts"} <= set(training["lineage"]) for training in trainings)
+    assert not re.search(r'"/|"s3:', json.dumps(metadata))  # no path of a machine

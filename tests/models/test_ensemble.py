@@ -1,0 +1,50 @@
+"""Bundles made of bundles: averaged, calibrated together, and taken by the labeler like any other."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faces import TINY, dataset_of
+
+from fer_ray import Labeler
+from fer_ray.config.dataset import DatasetConfig
+from fer_ray.config.ensemble import EnsembleConfig
+from fer_ray.config.recipe import OptimizationConfig, Recipe
+from fer_ray.errors import UsageError
+from fer_ray.models import bundle
+from fer_ray.models.ensemble import combine
+from fer_ray.train.loop import make_network, train_epochs
+
+
+def train_quickly(faces: Path, folder: Path, seed: int, classes: tuple[str, ...] = ("happy", "sad")) -> str:
+    recipe = Recipe(TINY, optimization=OptimizationConfig(epochs=3, batch_size=16, learning_rate=4e-3, weight_average=0.9, seed=seed))
+    network = make_network(recipe, 2)
+    *_, last = train_epochs(dataset_of(faces), recipe, network)
+    network.set_weights(last.weights)
+    folder.mkdir()
+    bundle.save(str(folder), [bundle.Member(network, TINY)], classes=classes, temperature=1.0, validation={}, lineage={})
+    return str(folder)
+
+
+def test_an_ensemble_is_calibrated_saved_and_labels_photographs(drawn_faces: Path, tmp_path: Path, photographs: dict[str, Path]) -> None:
+    models = tuple(train_quickly(drawn_faces, tmp_path / f"member{seed}", seed) for seed in (1, 2))
+    data = DatasetConfig(str(drawn_faces), keep_duplicates=True)
+    summary = combine(EnsembleConfig(models, str(tmp_path / "both"), flip=True, data=data))
+    assert summary["accuracy"] >= min(summary["accuracy_of_members"].values())
+    assert list(summary["accuracy_of_members"]) == [
+        made["model_version"] for made in bundle.read_metadata(str(tmp_path / "both"))["lineage"]["made_of"]
+    ]
+    labeler = Labeler(str(tmp_path / "both"))
+    assert labeler.model_version == summary["model_version"]
+    assert labeler.model_version.startswith("ensemble2-")
+    (image,) = labeler.label([photographs["astronaut"]])
+    assert sum(image.faces[0].probabilities.values()) == pytest.approx(1)
+    with pytest.raises(UsageError, match="exists already"):
+        combine(EnsembleConfig(models, str(tmp_path / "both"), data=data))
+    combine(EnsembleConfig(models[:1] * 2, str(tmp_path / "soup"), average="weights", data=data))
+    (soup,), (first,) = bundle.load(str(tmp_path / "soup")).members, bundle.load(models[0]).members
+    assert all(np.allclose(a, b) for a, b in zip(soup.network.get_weights(), first.network.get_weights(), strict=True))
+    other = train_quickly(drawn_faces, tmp_path / "other", 3, ("angry", "happy"))
+    with pytest.raises(UsageError, match="only like bundles"):
+        combine(EnsembleConfig((models[0], other), str(tmp_path / "mixed"), data=data))
+    assert not (tmp_path / "mixed").exists()

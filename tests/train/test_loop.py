@@ -1,0 +1,121 @@
+"""The training loop, without Ray: it learns, stops, goes on, freezes and weighs as it was told."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faces import TINY, dataset_of
+
+from fer_ray.config.recipe import AugmentationConfig, ModelConfig, OptimizationConfig, Recipe
+from fer_ray.data.dataset import Dataset
+from fer_ray.errors import TrainingError
+from fer_ray.train.augment import augment, training_batches, weights_of_classes
+from fer_ray.train.loop import make_network, train_epochs
+
+OFF = AugmentationConfig(flip=False, rotation=0, zoom=0, shift=0, brightness=0, contrast=0, blur=0, erasing=0)
+
+
+@pytest.fixture(scope="module")
+def data(drawn_faces: Path) -> Dataset:
+    return dataset_of(drawn_faces)
+
+
+def recipe(model: ModelConfig = TINY, augmentation: AugmentationConfig = OFF, **settings: object) -> Recipe:
+    return Recipe(model, augmentation, OptimizationConfig(batch_size=16, **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "adamw", "mixup": 0.2, "class_weights": "balanced"},
+        {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 1e-4, "weight_average": 0.0},
+        {"optimizer": "adam", "precision": "bfloat16", "schedule": "plateau"},
+    ],
+    ids=lambda settings: str(settings["optimizer"]),
+)
+def test_each_optimizer_learns_to_tell_drawn_faces_apart(data: Dataset, settings: dict[str, object]) -> None:
+    settings = {"epochs": 8, "learning_rate": 4e-3, "weight_average": 0.9, **settings}
+    epochs = list(train_epochs(data, recipe(TINY, AugmentationConfig(erasing=0.1), **settings)))
+    assert max(epoch.figures["accuracy"] for epoch in epochs) > 0.9
+    assert epochs[-1].train_loss < epochs[0].train_loss
+
+
+def test_the_weight_average_keeps_up_with_a_training_of_few_steps(data: Dataset) -> None:
+    epochs = train_epochs(data, recipe(epochs=8, learning_rate=4e-3, weight_average=0.999))
+    assert max(epoch.figures["accuracy"] for epoch in epochs) > 0.9
+
+
+def test_training_stops_early_and_lowers_the_learning_rate_when_nothing_is_gained(data: Dataset) -> None:
+    # So small a learning rate gains nothing, so the first epoch stays the best one.
+    settings = recipe(epochs=30, learning_rate=1e-12, warmup_epochs=0, patience=3, schedule="plateau", plateau_patience=2)
+    epochs = list(train_epochs(data, settings))
+    assert len(epochs) <= 1 + max(epoch.number for epoch in epochs if epoch.improved) + 3
+    assert epochs[-1].learning_rate == pytest.approx(1e-12 * 0.2)
+    assert not epochs[-1].improved
+
+
+def test_a_training_that_goes_on_ends_where_an_unbroken_one_does(data: Dataset) -> None:
+    settings = recipe(epochs=4, frozen_epochs=1, augmentation=AugmentationConfig())
+    unbroken = list(train_epochs(data, settings))
+    for broken_after in (1, 2):
+        rest = list(train_epochs(data, settings, state=unbroken[broken_after - 1].state))
+        assert [epoch.number for epoch in rest] == list(range(broken_after + 1, 5))
+        assert [epoch.train_loss for epoch in rest] == pytest.approx([epoch.train_loss for epoch in unbroken[broken_after:]], rel=1e-3)
+        for mine, theirs in zip(rest[-1].weights, unbroken[-1].weights, strict=True):
+            assert mine == pytest.approx(theirs, abs=2e-3)
+
+
+def test_a_frozen_base_rests_until_its_epochs_are_over(data: Dataset) -> None:
+    network = make_network(recipe(), 2)
+    before = network.get_weights()
+    first, second = train_epochs(data, recipe(epochs=2, frozen_epochs=1, weight_average=0.0), network)
+    trained = [not np.array_equal(a, b) for a, b in zip(before, first.weights, strict=True)]
+    assert trained[-2:] == [True, True]  # the last layer
+    assert not any(trained[:-2])
+    assert not np.array_equal(first.weights[0], second.weights[0])
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_a_sentence(data: Dataset) -> None:
+    hopeless = recipe(epochs=2, learning_rate=1e30, warmup_epochs=0, optimizer="sgd")
+    with pytest.raises(TrainingError, match="no longer a number in epoch 1: lower --learning-rate"):
+        list(train_epochs(data, hopeless))
+
+
+def test_augmentation_is_random_but_repeatable_and_can_be_turned_off() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (32, 48, 48)).astype(np.uint8)
+    assert np.array_equal(augment(images, OFF, np.random.default_rng(1))[..., 0], images)
+    colored = np.repeat(images[..., None], 3, axis=3)
+    assert np.array_equal(augment(colored, OFF, np.random.default_rng(1)), colored)
+    flipped = augment(images, dataclasses.replace(OFF, flip=True), np.random.default_rng(1))[..., 0]
+    mirrored = [np.array_equal(view, image[:, ::-1]) for view, image in zip(flipped, images, strict=True)]
+    same = [np.array_equal(view, image) for view, image in zip(flipped, images, strict=True)]
+    assert any(mirrored)
+    assert any(same)
+    assert all(a or b for a, b in zip(mirrored, same, strict=True))
+    first, again = (augment(images, AugmentationConfig(), np.random.default_rng(5)) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert first.min() >= 0
+    assert first.max() <= 255
+
+
+def test_an_epoch_shows_every_image_once_however_many_workers_share_it(data: Dataset) -> None:
+    for count in (1, 2, 4):
+        shown = [
+            image.astype(np.uint8).tobytes()
+            for rank in range(count)
+            for images, _, _ in training_batches(data.train, recipe(), 3, rank, count)
+            for image in images
+        ]
+        assert sorted(shown) == sorted(image.tobytes() for image in data.train.images)
+
+
+def test_mixup_and_smoothing_leave_probabilities_and_rare_classes_weigh_more(data: Dataset) -> None:
+    targets = np.where(np.arange(len(data.train))[:, None] < 32, [[0, 1]], [[1, 0]]).astype(np.float32)
+    rare = dataclasses.replace(data.train, targets=targets)
+    weights = weights_of_classes(rare, OptimizationConfig(class_weights="balanced"))
+    assert weights[1] / weights[0] == pytest.approx((len(rare) - 32) / 32)
+    assert float((rare.targets @ weights).mean()) == pytest.approx(1.0, abs=1e-5)
+    for _, targets, _ in training_batches(rare, recipe(mixup=0.4, label_smoothing=0.1), 0):
+        assert targets.sum(axis=1) == pytest.approx(np.ones(16), abs=1e-5)
+        assert targets.min() >= 0.05 - 1e-6
