@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from scale import FIRST_NIGHT, named_run, ray_apart
 
 from fer_ray.config.crop import CropGeometry
 from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
-from fer_ray.label.labeler import UInt8Array
 from fer_ray.models import bundle
 from fer_ray.models.cost import multiply_adds
+from fer_ray.typing import Float64Array, UInt8Array
 
 CROPS, ASKING_PROCESSES, QUESTIONS = 64, 2, 500
 
@@ -24,7 +23,7 @@ CROPS, ASKING_PROCESSES, QUESTIONS = 64, 2, 500
 class NoModel:
     """In the place of a GPU's process: answers without calculating."""
 
-    def probabilities(self, images: UInt8Array) -> npt.NDArray[np.float64]:
+    def probabilities(self, images: UInt8Array) -> Float64Array:
         return np.full((len(images), 8), 1 / 8)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.config.dataset import SPLITS, TRAIN, DatasetConfig
 from fer_ray.config.recipe import GRAY
@@ -18,10 +17,7 @@ from fer_ray.data.splits import Labeled, divide_and_label
 from fer_ray.errors import DatasetError
 from fer_ray.io.storage import Storage
 from fer_ray.text import counted, some
-
-UInt8Array = npt.NDArray[np.uint8]
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
+from fer_ray.typing import Float32Array, Int64Array, UInt8Array
 
 
 @dataclass(frozen=True)

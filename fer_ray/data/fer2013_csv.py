@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.emotions import emotion_of
 from fer_ray.errors import DatasetError
 from fer_ray.io.storage import Storage
+from fer_ray.typing import UInt8Array
 
-UInt8Array = npt.NDArray[np.uint8]
 # The order of the numbers in fer2013.csv (Goodfellow et al. 2013, arXiv 1307.0414).
 EMOTION_NUMBERS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 

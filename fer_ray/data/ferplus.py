@@ -7,16 +7,14 @@ import io
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.data.fer2013_csv import Row
 from fer_ray.data.layouts import Sample
 from fer_ray.emotions import EMOTIONS, emotion_of
 from fer_ray.errors import AccessError, DatasetError, TooLargeError
 from fer_ray.io.storage import Storage
+from fer_ray.typing import Float32Array, Int64Array
 
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
 NO_LABEL = -1
 _REST = ("unknown", "nf")
 _USAGES = {"train": "training", "validation": "publictest", "test": "privatetest"}

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.config.recipe import RGB
 from fer_ray.data.layouts import Sample
 from fer_ray.errors import ImageError
 from fer_ray.io.storage import S3, Storage
 from fer_ray.schema import Status
+from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
 
-UInt8Array = npt.NDArray[np.uint8]
 MAX_FILE_MEGABYTES, MAX_MEGAPIXELS = 64.0, 64.0
 S3_READERS, FILE_READERS = 24, 2
 CHUNK = 64

@@ -8,7 +8,6 @@ import io
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from fer_ray.config.inspect import InspectConfig
@@ -21,7 +20,6 @@ from fer_ray.data.splits import Labeled, divide_and_label
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.text import counted
 
-UInt8Array = npt.NDArray[np.uint8]
 SIDE, GAP, CAPTION, MARGIN, HEADING = 96, 8, 16, 120, 36
 DUPLICATES, SHEET = "duplicates.csv", "samples.png"
 Counts = dict[str, dict[str, int]]

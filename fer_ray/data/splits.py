@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.config.dataset import SPLITS, TRAIN, VALIDATION, DatasetConfig
 from fer_ray.data.ferplus import NO_LABEL, distributions, majority_labels, match_votes, read_votes, soft_labels
@@ -16,9 +15,7 @@ from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import DatasetError
 from fer_ray.io.storage import Storage
 from fer_ray.text import counted, some
-
-Int64Array = npt.NDArray[np.int64]
-Float32Array = npt.NDArray[np.float32]
+from fer_ray.typing import BoolArray, Float32Array, Int64Array
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def _divide(pool: _Pool, config: DatasetConfig, findings: list[str]) -> dict[str
     return {split: pool.take(np.flatnonzero(names == split)) for split in SPLITS if split in names}
 
 
-def _drawn(pool: _Pool, train: npt.NDArray[np.bool_], config: DatasetConfig) -> list[int]:
+def _drawn(pool: _Pool, train: BoolArray, config: DatasetConfig) -> list[int]:
     """Positions of the validation share. A hash of the name draws it, so neither listing order nor library versions matter."""
     drawn: list[int] = []
     for label in np.unique(pool.labels[train]):

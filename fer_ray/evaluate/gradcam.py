@@ -5,18 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.models.architectures import BASE
+from fer_ray.typing import Float32Array, IntArray, UInt8Array
 
 if TYPE_CHECKING:
     import keras
 
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
 
-
-def heat_maps(network: keras.Model, images: UInt8Array, classes: npt.NDArray[np.integer]) -> Float32Array | None:
+def heat_maps(network: keras.Model, images: UInt8Array, classes: IntArray) -> Float32Array | None:
     """Where the evidence for one class of each image lies: (n, s, s) float32 0..1, by Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391).
 
     `images` (n, s, s) gray or (n, s, s, 3) RGB uint8, `classes` (n,) indices. None for a network without convolutional

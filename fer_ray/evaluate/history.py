@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray.errors import StorageError, TooLargeError
 from fer_ray.io.storage import Storage, join
 from fer_ray.models.bundle import HISTORY_FILE
+from fer_ray.typing import Float64Array
 
 COLUMNS = ("epoch", "train_loss", "nll", "accuracy", "macro_f1", "learning_rate")
 MAX_BYTES, MAX_EPOCHS, MAX_VALUE = 4 << 20, 10_000, 1e12
@@ -21,15 +21,15 @@ MAX_BYTES, MAX_EPOCHS, MAX_VALUE = 4 << 20, 10_000, 1e12
 class History:
     """One float64 per epoch: the loss on training images, figures on validation images, and the learning rate."""
 
-    epoch: npt.NDArray[np.float64]
-    train_loss: npt.NDArray[np.float64]
-    nll: npt.NDArray[np.float64]
-    accuracy: npt.NDArray[np.float64]
-    macro_f1: npt.NDArray[np.float64]
-    learning_rate: npt.NDArray[np.float64]
+    epoch: Float64Array
+    train_loss: Float64Array
+    nll: Float64Array
+    accuracy: Float64Array
+    macro_f1: Float64Array
+    learning_rate: Float64Array
 
     @property
-    def drops(self) -> npt.NDArray[np.float64]:
+    def drops(self) -> Float64Array:
         """The epochs whose learning rate fell at once to half or less; the smooth end of a cosine is no such fall."""
         kept = self.learning_rate[1:] / np.maximum(self.learning_rate[:-1], 1e-30)
         before = np.concatenate([[1.0], kept[:-1]])
@@ -53,7 +53,7 @@ def read_history(storage: Storage, place: str) -> tuple[History | None, str]:
     return History(**values), ""
 
 
-def _read_numbers(content: bytes) -> dict[str, npt.NDArray[np.float64]]:
+def _read_numbers(content: bytes) -> dict[str, Float64Array]:
     file = pq.ParquetFile(pa.BufferReader(content))
     kinds = [file.schema_arrow.field(name).type for name in COLUMNS]
     if not all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds):

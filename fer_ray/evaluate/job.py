@@ -12,7 +12,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,6 +27,7 @@ from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.models import bundle, metrics
 from fer_ray.models.bundle import Bundle
 from fer_ray.text import printable
+from fer_ray.typing import BoolArray, Float32Array, Float64Array
 
 PAGE_FILE, FIGURES_FILE, ANSWERS_FILE = "index.html", "evaluation.json", "predictions.parquet"
 SUMMARY_KEYS = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
@@ -57,10 +57,10 @@ class Evaluation:
     content: dict[str, Any]
     pictures: dict[str, bytes]
     faces: Split
-    probabilities: npt.NDArray[np.float64]
+    probabilities: Float64Array
 
     @property
-    def correct(self) -> npt.NDArray[np.bool_]:
+    def correct(self) -> BoolArray:
         """Which faces (n,) are labeled right."""
         return np.asarray(self.probabilities.argmax(axis=1) == self.faces.labels)
 
@@ -179,7 +179,7 @@ def _judge(storage: Storage, config: EvaluateConfig, candidate: Candidate, data:
     return Evaluation(candidate.name, content, drawn, faces, probabilities)
 
 
-def _answer(model: Bundle, faces: Split, name: str) -> npt.NDArray[np.float32]:
+def _answer(model: Bundle, faces: Split, name: str) -> Float32Array:
     parts = []
     for start in range(0, len(faces), PROGRESS_STEP):
         parts.append(model.logits(faces.images[start : start + PROGRESS_STEP]))
@@ -188,7 +188,7 @@ def _answer(model: Bundle, faces: Split, name: str) -> npt.NDArray[np.float32]:
     return np.concatenate(parts)
 
 
-def _answers(indices: Sequence[int], faces: Split, probabilities: npt.NDArray[np.float64], classes: Sequence[str]) -> list[Answer]:
+def _answers(indices: Sequence[int], faces: Split, probabilities: Float64Array, classes: Sequence[str]) -> list[Answer]:
     predicted = probabilities.argmax(axis=1)
     return [
         Answer(faces.images[i], faces.names[i], classes[faces.labels[i]], classes[predicted[i]], float(probabilities[i].max()))
@@ -198,8 +198,8 @@ def _answers(indices: Sequence[int], faces: Split, probabilities: npt.NDArray[np
 
 def _draw(
     content: dict[str, Any],
-    logits: npt.NDArray[np.float32],
-    probabilities: npt.NDArray[np.float64],
+    logits: Float32Array,
+    probabilities: Float64Array,
     faces: Split,
     config: EvaluateConfig,
 ) -> dict[str, bytes]:
@@ -218,7 +218,7 @@ def _draw(
     return pictures
 
 
-def _looks(model: Bundle, faces: Split, probabilities: npt.NDArray[np.float64], seed: int) -> dict[str, bytes]:
+def _looks(model: Bundle, faces: Split, probabilities: Float64Array, seed: int) -> dict[str, bytes]:
     """Grad-CAM and first activations of the first network, for one face of each class and then any others."""
     order = np.random.default_rng(seed).permutation(len(faces))
     firsts = [int(order[np.argmax(faces.labels[order] == label)]) for label in np.unique(faces.labels)]

@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.evaluate.history import History
 from fer_ray.models.metrics import Bins
 from fer_ray.reporting.plotting import BLUE, GRID, INK, MODEL_COLORS, MUTED, ORANGE, RED, figure, percent, shorten
+from fer_ray.typing import Float32Array, Float64Array, Int64Array, UInt8Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
 
 SHEET_WIDTH = 11.4
 GRID_COLUMNS, FACE_COLUMNS, FILTER_COLUMNS = 10, 10, 11
@@ -41,7 +39,7 @@ class Answer:
         return self.label == self.predicted
 
 
-def draw_confusion(counts: npt.NDArray[np.int64], rows: Sequence[str], columns: Sequence[str]) -> bytes:
+def draw_confusion(counts: Int64Array, rows: Sequence[str], columns: Sequence[str]) -> bytes:
     """Counts (rows, columns) and their shares of the true class, one row per true class."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     with figure(1.6 + 0.82 * len(columns), 1.3 + 0.66 * len(rows)) as (sheet, png):
@@ -94,7 +92,7 @@ def _ece(name: str, bins: Bins) -> str:
 
 def draw_curves(history: History) -> bytes:
     """Losses, validation figures and the learning rate over the epochs; dashed lines where the learning rate fell to half or less."""
-    panels: tuple[tuple[str, tuple[tuple[str, str, npt.NDArray[np.float64]], ...]], ...] = (
+    panels: tuple[tuple[str, tuple[tuple[str, str, Float64Array], ...]], ...] = (
         ("loss", (("training loss", ORANGE, history.train_loss), ("validation NLL", BLUE, history.nll))),
         ("validation", (("accuracy", BLUE, history.accuracy), ("macro F1", "#2f855a", history.macro_f1))),
         ("learning rate", (("learning rate", MUTED, history.learning_rate),)),
@@ -115,7 +113,7 @@ def draw_curves(history: History) -> bytes:
     return png.getvalue()
 
 
-def _learning_rate(axes: Axes, rate: npt.NDArray[np.float64]) -> None:
+def _learning_rate(axes: Axes, rate: Float64Array) -> None:
     """Steps of several powers of ten need a logarithmic axis; a cosine, which ends at nothing, does not."""
     from matplotlib.ticker import NullFormatter
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.data.dataset import Split
 from fer_ray.errors import DatasetError
 from fer_ray.models import metrics
+from fer_ray.typing import Float32Array, Float64Array, Int64Array
 
 MOST_ERRORS = 30
 
@@ -35,7 +35,7 @@ def in_order_of(faces: Split, classes: Sequence[str], known: Sequence[str]) -> S
     return Split(faces.images, place[faces.labels], targets, faces.names)
 
 
-def measure(logits: npt.NDArray[np.float32], faces: Split, classes: Sequence[str], temperature: float, seed: int) -> dict[str, Any]:
+def measure(logits: Float32Array, faces: Split, classes: Sequence[str], temperature: float, seed: int) -> dict[str, Any]:
     """Figures from logits (n, classes), as `evaluation.json` holds them; NLL, Brier score and ECE are those after calibration."""
     probabilities, labels = metrics.softmax(logits, temperature), faces.labels
     per_class = metrics.per_class(probabilities, labels)
@@ -69,7 +69,7 @@ def measure(logits: npt.NDArray[np.float32], faces: Split, classes: Sequence[str
     }
 
 
-def _per_class_rows(per_class: metrics.PerClass, probabilities: npt.NDArray[np.float64], classes: Sequence[str]) -> list[dict[str, Any]]:
+def _per_class_rows(per_class: metrics.PerClass, probabilities: Float64Array, classes: Sequence[str]) -> list[dict[str, Any]]:
     predicted = np.bincount(probabilities.argmax(axis=1), minlength=len(classes))
     return [
         {
@@ -85,7 +85,7 @@ def _per_class_rows(per_class: metrics.PerClass, probabilities: npt.NDArray[np.f
     ]
 
 
-def _confusion(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
+def _confusion(logits: Float32Array, labels: Int64Array, classes: Sequence[str]) -> dict[str, Any]:
     """One row for each class that has images, one column for each that can be predicted."""
     counts = metrics.confusion_matrix(logits, labels)
     rows = np.flatnonzero(counts.sum(axis=1)).tolist()
@@ -105,7 +105,7 @@ def _reliability_rows(bins: metrics.Bins) -> list[dict[str, Any]]:
     return [dict(zip(("from", "to", "count", "confidence", "accuracy"), row, strict=True)) for row in columns]
 
 
-def most_confident_errors(probabilities: npt.NDArray[np.float64], faces: Split, classes: Sequence[str]) -> list[dict[str, Any]]:
+def most_confident_errors(probabilities: Float64Array, faces: Split, classes: Sequence[str]) -> list[dict[str, Any]]:
     """The wrong answers that the model was surest of, at most 30; `index` is the place in the split."""
     confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != faces.labels)

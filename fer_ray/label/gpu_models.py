@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
 from ray.exceptions import RayError
 
@@ -22,6 +21,7 @@ from fer_ray.models import bundle
 from fer_ray.models.architectures import share_gpus
 from fer_ray.models.quiet import load_keras
 from fer_ray.text import counted
+from fer_ray.typing import Float64Array, UInt8Array
 
 GPU = "GPU"
 WAIT_SECONDS, WAIT_FOR_MACHINES_SECONDS, ANSWER_SECONDS = 120, 900, 120
@@ -52,7 +52,7 @@ class RemoteModel:
         self._actors, self._load = list(model.actors), load
         self._here: bundle.Bundle | None = None
 
-    def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    def probabilities(self, images: UInt8Array) -> Float64Array:
         """Calibrated probabilities (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB uint8."""
         while self._actors:
             actor = random.choice(self._actors)  # many processes ask in batches: chance spreads them well enough
@@ -82,7 +82,7 @@ class ModelProcess:
         model = self.model
         return (model.image_size, model.color, model.crop, model.classes, model.model_version) if self.devices else None
 
-    def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    def probabilities(self, images: UInt8Array) -> Float64Array:
         return self.model.probabilities(images)
 
 

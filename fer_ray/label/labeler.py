@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.config.crop import CropGeometry
 from fer_ray.config.label import LabelingConfig
@@ -22,13 +21,13 @@ from fer_ray.io.storage import Storage
 from fer_ray.models import bundle
 from fer_ray.models.quiet import load_keras
 from fer_ray.schema import Status
+from fer_ray.typing import Float32Array, Float64Array, UInt8Array
 from fer_ray.vision.decode import DecodedImage, decode
 from fer_ray.vision.detector import Detection, FaceDetector, crop_face, sharpness
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-UInt8Array = npt.NDArray[np.uint8]
 UNKNOWN = "unknown"
 
 
@@ -42,7 +41,7 @@ class Face:
 
     bbox: tuple[int, int, int, int]
     detection_score: float
-    landmarks: npt.NDArray[np.float32]
+    landmarks: Float32Array
     sharpness: float
     emotion: str
     confidence: float
@@ -87,7 +86,7 @@ class Classifier(Protocol):
     @property
     def model_version(self) -> str: ...
 
-    def probabilities(self, images: UInt8Array) -> npt.NDArray[np.float64]:
+    def probabilities(self, images: UInt8Array) -> Float64Array:
         """Calibrated probabilities (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB."""
 
 
@@ -165,7 +164,7 @@ class Labeler:
         finally:
             self.stage_seconds[stage] += time.perf_counter() - started
 
-    def _finish(self, prepared: _Prepared, probabilities: list[npt.NDArray[np.float64]]) -> LabeledImage:
+    def _finish(self, prepared: _Prepared, probabilities: list[Float64Array]) -> LabeledImage:
         image = prepared.image
         for detection, crop, row in zip(prepared.detections, prepared.crops, probabilities, strict=True):
             best = int(row.argmax())

@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from fer_ray.errors import ImageError, StorageError
@@ -19,9 +18,9 @@ from fer_ray.label.plan import Run
 from fer_ray.label.publish import table_file
 from fer_ray.label.report.event_log import RunLog
 from fer_ray.text import printable
+from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
 
-UInt8Array = npt.NDArray[np.uint8]
 TILE, MINUTE = 480, 60.0
 SUMMARY_KEYS = ("images_total", "images_ok", "images_no_face", "images_failed", "images_skipped", "faces_total")
 

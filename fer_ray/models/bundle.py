@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 import fer_ray
 from fer_ray.config.crop import CropGeometry
@@ -30,6 +29,7 @@ from fer_ray.errors import BundleError, TooLargeError, UsageError
 from fer_ray.io.storage import S3, Storage, join
 from fer_ray.models.architectures import build
 from fer_ray.models.metrics import softmax
+from fer_ray.typing import Float32Array, Float64Array, UInt8Array
 
 if TYPE_CHECKING:
     import keras
@@ -72,7 +72,7 @@ class Bundle:
         """What the crops are: `gray` (n, s, s) or `rgb` (n, s, s, 3)."""
         return self.members[0].config.color
 
-    def logits(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def logits(self, images: UInt8Array) -> Float32Array:
         """Logits (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB uint8, before they are divided by the temperature.
 
         Where several answers are averaged, these are the logarithms of the mean probabilities.
@@ -86,12 +86,12 @@ class Bundle:
         mean = np.mean([softmax(answer) for answer in answers], axis=0)
         return np.asarray(np.log(np.maximum(mean, 1e-12)), np.float32)
 
-    def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    def probabilities(self, images: UInt8Array) -> Float64Array:
         """Calibrated probabilities (n, classes) of such crops."""
         return softmax(self.logits(images), self.temperature)
 
 
-def predict_logits(network: keras.Model, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def predict_logits(network: keras.Model, images: UInt8Array) -> Float32Array:
     """Logits (n, classes) of one network for crops (n, s, s) gray or (n, s, s, 3) RGB uint8, in batches that bound the memory.
 
     Many crops are filled up to a multiple of 4 or 8: TensorFlow prepares itself for every new number, which costs as much

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.models.metrics import evaluate, fit_temperature
+from fer_ray.typing import FloatArray, IntArray
 
 
-def calibrate(logits: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> tuple[float, dict[str, float]]:
+def calibrate(logits: FloatArray, labels: IntArray) -> tuple[float, dict[str, float]]:
     """The temperature that fits logits (n, classes) to labels (n,), and the figures with it.
 
     `ece_held_out` and `nll_held_out` are honest: each half of the images is measured with the temperature of the other half.

@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.config.export import ONNX, SAVEDMODEL, TFLITE
 from fer_ray.config.recipe import RGB
 from fer_ray.errors import FerRayError
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.quiet import quiet
+from fer_ray.typing import Float32Array
 
 if TYPE_CHECKING:
     import keras
 
-Float32Array = npt.NDArray[np.float32]
 Run = Callable[[Float32Array], Float32Array]
 
 INPUT, OUTPUT = "faces", "probabilities"

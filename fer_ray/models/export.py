@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.export import ONNX, SAVEDMODEL, TFLITE, ExportConfig
@@ -26,10 +25,9 @@ from fer_ray.errors import DatasetError, FerRayError, StorageError, UsageError
 from fer_ray.io.storage import S3, Storage, absolute, join
 from fer_ray.models import bundle
 from fer_ray.models.bundle import Bundle
-from fer_ray.models.conversion import Float32Array, Run, convert, describe, open_converted
+from fer_ray.models.conversion import Run, convert, describe, open_converted
 from fer_ray.models.quiet import load_keras, quiet
-
-UInt8Array = npt.NDArray[np.uint8]
+from fer_ray.typing import Float32Array, UInt8Array
 
 PACKAGES = {ONNX: ("onnx", "onnxruntime", "tf2onnx"), SAVEDMODEL: (), TFLITE: ()}
 SAVEDMODEL_METADATA = "assets.extra/fer_ray.json"  # the folder that TensorFlow leaves to others

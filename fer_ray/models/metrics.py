@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Float = npt.NDArray[np.floating]
-Int = npt.NDArray[np.integer]
-Float64Array = npt.NDArray[np.float64]
+from fer_ray.typing import BoolArray, Float64Array, FloatArray, Int64Array, IntArray
 
 BINS = 15
 RESAMPLES, LEVEL = 1000, 0.95
@@ -25,7 +22,7 @@ class PerClass:
     recall: Float64Array
     f1: Float64Array
     roc_auc: Float64Array
-    support: npt.NDArray[np.int64]
+    support: Int64Array
 
     @property
     def macro_f1(self) -> float:
@@ -48,7 +45,7 @@ class PerClass:
 class Bins:
     """A reliability diagram: `count` int64, mean `confidence` and `accuracy` float64 (0 in empty bins) of equally wide bins."""
 
-    count: npt.NDArray[np.int64]
+    count: Int64Array
     confidence: Float64Array
     accuracy: Float64Array
 
@@ -68,35 +65,35 @@ class McNemar:
     exact: bool
 
 
-def softmax(logits: Float, temperature: float = 1.0) -> npt.NDArray[np.float64]:
+def softmax(logits: FloatArray, temperature: float = 1.0) -> Float64Array:
     """Probabilities (n, classes) that add up to 1 in every row."""
     scaled = np.asarray(logits, np.float64) / temperature
     exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float64)
 
 
-def confusion_matrix(logits: Float, labels: Int) -> npt.NDArray[np.int64]:
+def confusion_matrix(logits: FloatArray, labels: IntArray) -> Int64Array:
     """Counts (classes, classes): row = true class, column = predicted class."""
     classes = logits.shape[1]
     return np.bincount(labels * classes + logits.argmax(axis=1), minlength=classes * classes).reshape(classes, classes)
 
 
-def negative_log_likelihood(logits: Float, labels: Int, temperature: float = 1.0) -> float:
+def negative_log_likelihood(logits: FloatArray, labels: IntArray, temperature: float = 1.0) -> float:
     """Mean of -log p(true class)."""
     return float(_losses(softmax(logits, temperature), labels).mean())
 
 
-def _losses(probabilities: Float, labels: Int) -> Float64Array:
+def _losses(probabilities: FloatArray, labels: IntArray) -> Float64Array:
     chosen = probabilities[np.arange(len(labels)), labels]
     return np.asarray(-np.log(np.maximum(chosen, _SMALLEST)), np.float64)
 
 
-def expected_calibration_error(logits: Float, labels: Int, temperature: float = 1.0, bins: int = BINS) -> float:
+def expected_calibration_error(logits: FloatArray, labels: IntArray, temperature: float = 1.0, bins: int = BINS) -> float:
     """ECE with equally wide bins of confidence (Guo et al. 2017, arXiv 1706.04599)."""
     return reliability(softmax(logits, temperature), labels, bins).expected_calibration_error
 
 
-def reliability(probabilities: Float, labels: Int, bins: int = BINS) -> Bins:
+def reliability(probabilities: FloatArray, labels: IntArray, bins: int = BINS) -> Bins:
     """How confident and how right the answers are, in bins of confidence."""
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     index = _bin(confidence, bins)
@@ -105,11 +102,11 @@ def reliability(probabilities: Float, labels: Int, bins: int = BINS) -> Bins:
     return Bins(count, confidences / np.maximum(count, 1), rights / np.maximum(count, 1))
 
 
-def _bin(confidence: Float, bins: int) -> Int:
+def _bin(confidence: FloatArray, bins: int) -> IntArray:
     return np.minimum((confidence * bins).astype(np.int64), bins - 1)
 
 
-def fit_temperature(logits: Float, labels: Int) -> float:
+def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
     """The temperature in 0.05..20 with the least NLL (Guo et al. 2017), by golden-section search over its logarithm."""
     low, high = np.log(0.05), np.log(20.0)
     ratio = (np.sqrt(5) - 1) / 2
@@ -122,7 +119,7 @@ def fit_temperature(logits: Float, labels: Int) -> float:
     return float(np.exp((low + high) / 2))
 
 
-def evaluate(logits: Float, labels: Int, temperature: float = 1.0) -> dict[str, float]:
+def evaluate(logits: FloatArray, labels: IntArray, temperature: float = 1.0) -> dict[str, float]:
     """accuracy, macro_f1, nll, ece and samples."""
     matrix = confusion_matrix(logits, labels)
     found, true, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
@@ -135,22 +132,22 @@ def evaluate(logits: Float, labels: Int, temperature: float = 1.0) -> dict[str, 
     }
 
 
-def brier_score(probabilities: Float, targets: Float) -> float:
+def brier_score(probabilities: FloatArray, targets: FloatArray) -> float:
     """Mean over the images of the squared distance to one-hot labels or shares of votes (n, classes), 0..2 (Brier 1950)."""
     return float(np.square(np.asarray(probabilities, np.float64) - targets).sum(axis=1).mean())
 
 
-def cross_entropy(probabilities: Float, targets: Float) -> float:
+def cross_entropy(probabilities: FloatArray, targets: FloatArray) -> float:
     """Mean of -sum(target * log p) over the images; the NLL, where the targets are one-hot."""
     return float(-(targets * np.log(np.maximum(probabilities, _SMALLEST))).sum(axis=1).mean())
 
 
-def kl_divergence(probabilities: Float, targets: Float) -> float:
+def kl_divergence(probabilities: FloatArray, targets: FloatArray) -> float:
     """Mean of sum(target * log(target / p)): the cross-entropy less what the votes themselves leave open."""
     return cross_entropy(probabilities, targets) - cross_entropy(targets, targets)
 
 
-def per_class(probabilities: Float, labels: Int) -> PerClass:
+def per_class(probabilities: FloatArray, labels: IntArray) -> PerClass:
     """Precision, recall, F1 and one-against-the-rest ROC AUC of every class; 0 where a class is never predicted or has no images."""
     from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
@@ -164,7 +161,7 @@ def per_class(probabilities: Float, labels: Int) -> PerClass:
 
 
 def bootstrap_intervals(
-    probabilities: Float, labels: Int, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
+    probabilities: FloatArray, labels: IntArray, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals (Efron 1979) of `INTERVALS`, over images drawn with replacement.
 
@@ -199,7 +196,7 @@ def bootstrap_intervals(
     return {name: (float(low), float(high)) for name, (low, high) in intervals.items()}
 
 
-def mcnemar(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np.bool_]) -> McNemar:
+def mcnemar(first_correct: BoolArray, second_correct: BoolArray) -> McNemar:
     """McNemar's test (1947) of two models on the same images (n,).
 
     Exact where they disagree on fewer than 25 images, otherwise chi-squared with Edwards' continuity correction (1948).

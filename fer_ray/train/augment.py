@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from fer_ray.config.recipe import AugmentationConfig, OptimizationConfig, Recipe
-from fer_ray.data.dataset import Float32Array, Split, UInt8Array
+from fer_ray.data.dataset import Split
+from fer_ray.typing import Float32Array, UInt8Array
 
 
 def training_batches(

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
 from ray.train.backend import Backend, BackendConfig
+
+from fer_ray.typing import AnyArray
 
 if TYPE_CHECKING:
     import keras
@@ -62,7 +63,7 @@ class SynchronousWorkers:
         # TensorFlow reduces only what was computed on a device of the strategy, so the values are copied there.
         self._total = tf.function(lambda values: self._strategy.run(lambda: _all_reduce(tf.identity(values))))
 
-    def add(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def add(self, array: AnyArray) -> AnyArray:
         """The sum of the workers' arrays, as float32."""
         import tensorflow as tf
 

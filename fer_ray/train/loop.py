@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.config.recipe import PRETRAINED, OptimizationConfig, Recipe
-from fer_ray.data.dataset import Dataset, Float32Array, Split
+from fer_ray.data.dataset import Dataset, Split
 from fer_ray.errors import TrainingError
 from fer_ray.models import metrics
 from fer_ray.models.architectures import BASE, build
 from fer_ray.models.bundle import predict_logits
 from fer_ray.train.augment import training_batches
+from fer_ray.typing import AnyArray, Float32Array
 
 if TYPE_CHECKING:
     import keras
 
 Step = Callable[[Float32Array, Float32Array, Float32Array], float]
-State = dict[str, npt.NDArray[Any]]
+State = dict[str, AnyArray]
 
 
 class Workers(Protocol):
@@ -36,7 +36,7 @@ class Workers(Protocol):
     def make_step(self, network: keras.Model, optimizer: keras.optimizers.Optimizer) -> Step:
         """A function that takes this worker's images, targets and weights and gives the mean loss over all workers' images."""
 
-    def add(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def add(self, array: AnyArray) -> AnyArray:
         """The sum of the workers' arrays (float32)."""
 
 
@@ -51,7 +51,7 @@ class OneWorker:
         network.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True), jit_compile=False)
         return lambda images, targets, weights: float(network.train_on_batch(images, targets, sample_weight=weights))
 
-    def add(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def add(self, array: AnyArray) -> AnyArray:
         return array
 
 
@@ -65,7 +65,7 @@ class Epoch:
     learning_rate: float
     seconds: float
     improved: bool
-    weights: list[npt.NDArray[Any]]
+    weights: list[AnyArray]
     state: State
 
     def row(self) -> dict[str, Any]:
@@ -193,9 +193,9 @@ class _Fit:
         for variable, mean in zip(variables, means, strict=True):
             variable.assign(mean.reshape(variable.shape))
 
-    def use_average(self) -> list[npt.NDArray[Any]]:
+    def use_average(self) -> list[AnyArray]:
         """Put the weight average into the network; gives the weights that were there."""
-        raw: list[npt.NDArray[Any]] = self.network.get_weights()
+        raw: list[AnyArray] = self.network.get_weights()
         if self.settings.weight_average:
             self.optimizer.finalize_variable_values(self.network.trainable_variables)
         return raw
@@ -303,7 +303,7 @@ class LearningRate:
             self.factor, self.stale = self.factor * self.settings.plateau_factor, 0
 
 
-def _shared_logits(network: keras.Model, split: Split, workers: Workers) -> npt.NDArray[Any]:
+def _shared_logits(network: keras.Model, split: Split, workers: Workers) -> AnyArray:
     """Logits of all images of the split, each worker computing its share."""
     mine = np.arange(workers.rank, len(split), workers.count)
     logits = np.zeros((len(split), split.targets.shape[1]), np.float32)

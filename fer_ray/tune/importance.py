@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.text import some
 from fer_ray.tune.results import Trial
+from fer_ray.typing import Float64Array, Int64Array
 
-FloatArray = npt.NDArray[np.float64]
 MIN_TRIALS = 8
 TREES, FOLDS, REPEATS = 100, 5, 10
 WIDE, MOST_WORDS = 20, 12
@@ -54,12 +53,12 @@ class VariedSetting:
         """The values as people read them."""
         return [worded(value) for value in self.values]
 
-    def scaled(self) -> FloatArray:
+    def scaled(self) -> Float64Array:
         """The numbers (n,), their logarithms where it is `logarithmic`, NaN where there are none."""
         numbers = np.array([math.nan if value is None else float(value) for value in self.values])
         return np.log(numbers) if self.logarithmic else numbers
 
-    def columns(self) -> FloatArray:
+    def columns(self) -> Float64Array:
         """The setting as features (n, columns): a number and whether it is there, or one column for each category."""
         if not self.numeric:
             return np.stack([np.array(self.words) == word for word in sorted(set(self.words))], axis=1).astype(np.float64)
@@ -98,7 +97,7 @@ def varying(trials: Sequence[Trial], names: Sequence[str] = ()) -> list[VariedSe
     return [one for one in parameters if len({json.dumps(value, sort_keys=True) for value in one.values}) > 1]
 
 
-def measure_importance(parameters: Sequence[VariedSetting], gains: FloatArray) -> Importance | None:
+def measure_importance(parameters: Sequence[VariedSetting], gains: Float64Array) -> Importance | None:
     """How much worse a random forest predicts the trials' ranks (n,) when one parameter's values are shuffled among them.
 
     Permutation importance (Breiman 2001, "Random Forests", section 10) on trials that the forest did not see, in five folds;
@@ -127,13 +126,13 @@ def measure_importance(parameters: Sequence[VariedSetting], gains: FloatArray) -
 
 
 def _errors(
-    features: FloatArray,
-    ranks: FloatArray,
-    seen: npt.NDArray[np.int64],
-    unseen: npt.NDArray[np.int64],
+    features: Float64Array,
+    ranks: Float64Array,
+    seen: Int64Array,
+    unseen: Int64Array,
     groups: Sequence[slice],
     generator: np.random.Generator,
-) -> tuple[float, FloatArray]:
+) -> tuple[float, Float64Array]:
     """The squared error on unseen trials, and with each group of columns drawn from other trials (groups,), averaged over repeats."""
     from sklearn.ensemble import RandomForestRegressor
 

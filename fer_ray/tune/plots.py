@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.reporting.plotting import BLUE, GRID, INK, MODEL_COLORS, MUTED, ORANGE, RED, figure, fit, percent
 from fer_ray.tune.importance import Importance, VariedSetting, worded
 from fer_ray.tune.results import COMPLETED, FAILED, LESS_IS_BETTER, Trial, gain, pareto_front
+from fer_ray.typing import Float64Array, Int64Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FloatArray = npt.NDArray[np.float64]
 BEST_CURVES, MOST_AXES, MOST_TICKS, FEW, LABEL_LENGTH = 5, 12, 10, 5, 22
 ABSENT = 0.14  # share of an axis that is kept for trials without the setting
 SHARES = ("accuracy",)
@@ -126,7 +125,7 @@ def draw_parallel_coordinates(parameters: Sequence[VariedSetting], values: Seque
 Ticks = list[tuple[float, str]]
 
 
-def _place(parameter: VariedSetting, order: npt.NDArray[np.int64]) -> tuple[FloatArray, Ticks]:
+def _place(parameter: VariedSetting, order: Int64Array) -> tuple[Float64Array, Ticks]:
     """Where each trial crosses the parameter's axis, 0 to 1, and what stands there."""
     spread = np.empty(len(order))
     spread[order] = np.linspace(-0.5, 0.5, len(order))  # side by side rather than on top of each other
@@ -153,7 +152,7 @@ def _marks(parameter: VariedSetting, few: bool, low: float, high: float) -> Tick
     return [(float(mark), f"{math.exp(mark) if parameter.logarithmic else mark:.2g}") for mark in np.linspace(low, high, 5)]
 
 
-def _place_objective(parameter: VariedSetting, gains: FloatArray, floor: float, objective: str) -> tuple[FloatArray, Ticks]:
+def _place_objective(parameter: VariedSetting, gains: Float64Array, floor: float, objective: str) -> tuple[Float64Array, Ticks]:
     """The better, the higher; the worst tenth shares the lowest place, or it would press all others together."""
     top = float(gains.max())
     places = np.clip((gains - floor) / max(top - floor, 1e-12), 0, 1)

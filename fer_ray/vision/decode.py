@@ -13,16 +13,15 @@ os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pillow_heif
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fer_ray.errors import ImageError
 from fer_ray.schema import Status
+from fer_ray.typing import FloatArray, UInt8Array
 
 pillow_heif.register_heif_opener()
 
-UInt8Array = npt.NDArray[np.uint8]
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 
@@ -136,5 +135,5 @@ def _to_rgb(image: Image.Image) -> UInt8Array:
     return np.asarray(image.convert("RGB"))
 
 
-def _gray_to_rgb(levels: npt.NDArray[np.floating]) -> UInt8Array:
+def _gray_to_rgb(levels: FloatArray) -> UInt8Array:
     return np.repeat(np.clip(np.rint(levels), 0, 255).astype(np.uint8)[..., None], 3, axis=2)

@@ -9,14 +9,11 @@ from importlib import resources
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.config.crop import CropGeometry
 from fer_ray.config.recipe import GRAY
 from fer_ray.errors import UsageError
-
-UInt8Array = npt.NDArray[np.uint8]
-Float32Array = npt.NDArray[np.float32]
+from fer_ray.typing import Float32Array, Float64Array, UInt8Array
 
 MODEL_FILE = "face_detection_yunet_2023mar.onnx"
 MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
@@ -154,8 +151,8 @@ def crop_face(pixels: UInt8Array, face: Detection, size: int, geometry: CropGeom
 
 
 def _shrunk_surroundings(
-    pixels: UInt8Array, centre: npt.NDArray[np.float64], side: float, size: int, color: str
-) -> tuple[UInt8Array, npt.NDArray[np.float64], int]:
+    pixels: UInt8Array, centre: Float64Array, side: float, size: int, color: str
+) -> tuple[UInt8Array, Float64Array, int]:
     """The part of the image around a crop, in its colour, its origin, and the whole factor by which it was shrunk against aliasing."""
     shrink = max(1, int(side / size))
     reach = side * 0.75 + 2 * shrink  # the half diagonal of a rotated crop and the pixels that interpolation looks at

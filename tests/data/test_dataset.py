@@ -28,7 +28,7 @@ from fer_ray.data.splits import divide_and_label
 from fer_ray.emotions import EMOTIONS, emotion_of
 from fer_ray.errors import DatasetError
 from fer_ray.io.storage import Storage
-from fer_ray.vision.decode import UInt8Array
+from fer_ray.typing import UInt8Array
 
 HEADER = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fer_ray.config.recipe import ARCHITECTURES, ModelConfig
@@ -16,6 +15,7 @@ from fer_ray.errors import BundleError
 from fer_ray.models import bundle
 from fer_ray.models.architectures import build
 from fer_ray.models.metrics import softmax
+from fer_ray.typing import UInt8Array
 
 SMALL = ModelConfig(stem=8, widths=(8,), depths=(1,))
 CLASSES = ("angry", "happy", "sad")
@@ -27,7 +27,7 @@ def save(folder: Path, *configs: ModelConfig, flip: bool = False) -> tuple[list[
     return members, bundle.save(str(folder), members, flip=flip, **arguments)  # type: ignore[arg-type]
 
 
-def crops(count: int, config: ModelConfig) -> npt.NDArray[np.uint8]:
+def crops(count: int, config: ModelConfig) -> UInt8Array:
     shape = (config.image_size, config.image_size) + (3,) * (config.color == "rgb")
     return np.random.default_rng(0).integers(0, 256, (count, *shape)).astype(np.uint8)
 

@@ -19,8 +19,7 @@ from fer_ray.config.recipe import ModelConfig
 from fer_ray.errors import BundleError, DatasetError, FerRayError, UsageError
 from fer_ray.models import bundle, conversion, export
 from fer_ray.models.architectures import build
-from fer_ray.models.conversion import Float32Array
-from fer_ray.vision.decode import UInt8Array
+from fer_ray.typing import Float32Array, UInt8Array
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("angry", "happy", "sad")

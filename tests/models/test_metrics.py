@@ -4,10 +4,10 @@ import math
 import warnings
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fer_ray.models import metrics
+from fer_ray.typing import BoolArray, Float64Array, IntArray
 
 
 def test_accuracy_and_f1_of_a_small_table() -> None:
@@ -78,14 +78,14 @@ def test_an_honest_model_has_no_calibration_error_and_a_boastful_one_its_gap() -
 
 
 @pytest.fixture(scope="module")
-def drawn() -> tuple[metrics.Float64Array, metrics.Int]:
+def drawn() -> tuple[Float64Array, IntArray]:
     """Answers with known chances to be right, and labels drawn with those chances."""
     generator = np.random.default_rng(3)
     probabilities = metrics.softmax(generator.normal(0, 1.5, (4000, 4)))
     return probabilities, np.array([generator.choice(4, p=row) for row in probabilities])
 
 
-def test_intervals_hold_the_figure_agree_with_theory_and_shrink_with_more_faces(drawn: tuple[metrics.Float64Array, metrics.Int]) -> None:
+def test_intervals_hold_the_figure_agree_with_theory_and_shrink_with_more_faces(drawn: tuple[Float64Array, IntArray]) -> None:
     probabilities, labels = drawn
     many, few = metrics.bootstrap_intervals(*drawn), metrics.bootstrap_intervals(probabilities[:400], labels[:400])
     figures = metrics.evaluate(np.log(probabilities), labels)
@@ -99,7 +99,7 @@ def test_intervals_hold_the_figure_agree_with_theory_and_shrink_with_more_faces(
     assert many["accuracy"] == pytest.approx((accuracy - spread, accuracy + spread), abs=0.003)
 
 
-def test_every_resample_gives_the_figures_that_the_resampled_faces_have(drawn: tuple[metrics.Float64Array, metrics.Int]) -> None:
+def test_every_resample_gives_the_figures_that_the_resampled_faces_have(drawn: tuple[Float64Array, IntArray]) -> None:
     probabilities, labels = drawn[0][:60], drawn[1][:60]
     counts = np.random.default_rng(9).multinomial(60, np.full(60, 1 / 60), size=1)[0]
     again, repeated = probabilities.repeat(counts, axis=0), labels.repeat(counts)
@@ -109,7 +109,7 @@ def test_every_resample_gives_the_figures_that_the_resampled_faces_have(drawn: t
 
 
 def test_mcnemar_agrees_with_worked_examples_exact_and_approximate() -> None:
-    def correct(both: int, first: int, second: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def correct(both: int, first: int, second: int) -> tuple[BoolArray, BoolArray]:
         rights = [(True, True)] * both + [(True, False)] * first + [(False, True)] * second
         return np.array([a for a, _ in rights]), np.array([b for _, b in rights])
 

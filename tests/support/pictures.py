@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fer_ray.vision.decode import UInt8Array
+from fer_ray.typing import UInt8Array
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -12,14 +12,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from fer_ray.io.inputs import read_image_named
 from fer_ray.io.tar import archive_of
 from fer_ray.label.plan import Run
+from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
 
-UInt8Array = npt.NDArray[np.uint8]
 SIDE, MARGIN, JPEG_QUALITY = 96, 0.2, 80
 ENOUGH_PIXELS = 1600
 MAX_MEGABYTES, MAX_MEGAPIXELS = 32.0, 40.0

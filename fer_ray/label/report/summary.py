@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ from fer_ray.emotions import EMOTIONS
 from fer_ray.label.plan import Run
 from fer_ray.label.publish import table_file
 from fer_ray.schema import Status
+from fer_ray.typing import Float64Array, Int64Array
 
 STATUSES = tuple(status.value for status in Status)
 LABELS = (*EMOTIONS, "unknown")
@@ -31,8 +31,7 @@ CANDIDATES, DOUBTFUL = 16, 32
 IMAGE_COLUMNS = ("image_uri", "status", "error", "labeled_at")
 FACE_COLUMNS = ("image_uri", "bbox_x", "bbox_y", "bbox_width", "bbox_height", "emotion", "confidence", "labeled_at")
 
-IntArray = npt.NDArray[np.int64]
-_NO_IMAGES: IntArray = np.zeros(len(STATUSES), np.int64)
+_NO_IMAGES: Int64Array = np.zeros(len(STATUSES), np.int64)
 Rows = list[dict[str, Any]]
 
 
@@ -40,8 +39,8 @@ Rows = list[dict[str, Any]]
 class FolderFigures:
     """`statuses` (5,) counts images in the order of STATUSES, `faces` (9, 20) faces by LABELS and confidence."""
 
-    statuses: IntArray = field(default_factory=lambda: np.zeros(len(STATUSES), np.int64))
-    faces: IntArray = field(default_factory=lambda: np.zeros((len(LABELS), BINS), np.int64))
+    statuses: Int64Array = field(default_factory=lambda: np.zeros(len(STATUSES), np.int64))
+    faces: Int64Array = field(default_factory=lambda: np.zeros((len(LABELS), BINS), np.int64))
 
     def add(self, other: FolderFigures) -> None:
         self.statuses += other.statuses
@@ -187,7 +186,7 @@ def _own_base(run: Run) -> str:
     return common_folder(addresses)
 
 
-def _folders_of(image_uris: pa.Array, base: str, levels: int) -> tuple[IntArray, list[str]]:
+def _folders_of(image_uris: pa.Array, base: str, levels: int) -> tuple[Int64Array, list[str]]:
     """For each row the position of its folder in a list of names."""
     below = pc.utf8_slice_codeunits(image_uris, len(base))
     names = pc.struct_field(pc.extract_regex(below, f"^(?P<folder>(?:[^/]*/){{0,{levels}}})"), "folder").dictionary_encode()
@@ -199,7 +198,7 @@ class _ImageCounts:
 
     def __init__(self, base: str) -> None:
         self.base, self.levels, self.time_step = base, LEVELS, 1
-        self.statuses: dict[str, IntArray] = {}
+        self.statuses: dict[str, Int64Array] = {}
         self.errors: dict[tuple[str, str, str], tuple[int, str]] = {}
         self.times: Counter[int] = Counter()
 
@@ -213,7 +212,7 @@ class _ImageCounts:
         self._add_times(batch["labeled_at"])
         self._make_room()
 
-    def _add_errors(self, batch: pa.RecordBatch, codes: IntArray, names: list[str]) -> None:
+    def _add_errors(self, batch: pa.RecordBatch, codes: Int64Array, names: list[str]) -> None:
         failed = pc.is_valid(batch["error"])
         if not pc.any(failed).as_py():
             return
@@ -239,7 +238,7 @@ class _ImageCounts:
     def _make_room(self) -> None:
         if self.levels > 1 and len(self.statuses) > MOST_KEPT:
             self.levels = 1
-            statuses: dict[str, IntArray] = {}
+            statuses: dict[str, Int64Array] = {}
             for name, row in self.statuses.items():
                 statuses[cut(name, 1)] = statuses.get(cut(name, 1), _NO_IMAGES) + row
             self.statuses = statuses
@@ -296,7 +295,7 @@ class _FaceCounts:
             self._pick(LABELS[code], np.where(emotions == code, draws, np.inf), batch, CANDIDATES)
         self._pick("", confidences, batch, DOUBTFUL)
 
-    def _pick(self, group: str, keys: npt.NDArray[np.float64], batch: pa.RecordBatch, most: int) -> None:
+    def _pick(self, group: str, keys: Float64Array, batch: pa.RecordBatch, most: int) -> None:
         """Keep the rows of the smallest keys, one an image."""
         best = self.best.setdefault(group, [])
         places = np.flatnonzero(keys < (best[-1][0] if len(best) == most else np.inf))
