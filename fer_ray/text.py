@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Any
 
 NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 
@@ -33,3 +35,15 @@ def duration(seconds: float) -> str:
 def percent(share: float, digits: int = 0) -> str:
     """A share as people read it."""
     return f"{share:.{digits}%}".replace("%", f"{NO_BREAK_SPACE}%")
+
+
+def round_floats(value: Any, digits: int = 4) -> Any:
+    """The same JSON value with fractions of `digits` significant digits: 0.88532, 12345.678 -> 0.8853, 12346."""
+    if isinstance(value, dict):
+        return {key: round_floats(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [round_floats(item, digits) for item in value]
+    if isinstance(value, float) and value and math.isfinite(value):
+        rounded = round(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+        return int(rounded) if abs(rounded) >= 10**digits else rounded
+    return value

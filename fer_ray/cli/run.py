@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from fer_ray.cli.logs import set_up_logging
 from fer_ray.config.flat import build, option_kinds, read_yaml
 from fer_ray.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, FerRayError, UsageError
+from fer_ray.text import round_floats
 
 Config = TypeVar("Config")
 _UPLOADS = "working_dir_files"  # where Ray 2.60 unpacks uploaded folders
@@ -43,6 +45,7 @@ def run_job(
         os._exit(EXIT_TERMINATED)
 
     signal.signal(signal.SIGTERM, terminate)
+    set_up_logging()
     try:
         config = parse(config_class, sys.argv[1:], description)
         _check_output_lasts(getattr(config, "output", ""))
@@ -55,7 +58,7 @@ def run_job(
     except KeyboardInterrupt:
         print(f"error: interrupted; {after_interruption}.", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
-    print(json.dumps(summary), flush=True)
+    print(json.dumps(round_floats(dict(summary))), flush=True)
     sys.exit(exit_code)
 
 
