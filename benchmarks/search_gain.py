@@ -60,12 +60,12 @@ def main() -> None:
     command += ["--seeds", str(arguments.seeds), "--max-concurrent", str(arguments.at_a_time)]
     subprocess.run(command, check=True)
     trials = read_trials(Storage(), arguments.output)
-    for standing in leaderboard(trials, "accuracy"):
+    for entry in leaderboard(trials, "accuracy"):
         values = sorted(
-            trial.epochs[-1].accuracy or 0.0 for trial in trials if trial.configuration == standing.trial.configuration and trial.epochs
+            trial.epochs[-1].accuracy or 0.0 for trial in trials if trial.configuration == entry.trial.configuration and trial.epochs
         )
-        name = "searched" if len(standing.trial.settings) > 2 else "default"
-        seconds = statistics.mean(epoch.seconds or 0.0 for epoch in standing.trial.epochs)
+        name = "searched" if len(entry.trial.settings) > 2 else "default"
+        seconds = statistics.mean(epoch.seconds or 0.0 for epoch in entry.trial.epochs)
         spread = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
         print(f"{name}: {statistics.mean(values):.4f}{spread} ({values}), {seconds:.0f} s an epoch")
     taken = sum(seconds_taken(folder) for folder in output.glob("trials/*"))

@@ -106,7 +106,7 @@ def _nothing() -> None:
     pass
 
 
-def is_too_much(cpus: float, gpus: float) -> bool:
+def exceeds_this_machine(cpus: float, gpus: float) -> bool:
     """Whether this machine alone lacks what is asked for; a cluster that was joined may still grow."""
     here = ray.cluster_resources()
     return not may_grow() and (cpus > here.get("CPU", 0) or gpus > here.get("GPU", 0))

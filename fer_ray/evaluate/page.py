@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import fer_ray
+from fer_ray.models.metrics import LESS_IS_BETTER
 from fer_ray.reporting.html import document, figure, table, text
 
 FIGURES = {
@@ -17,7 +18,6 @@ FIGURES = {
     "nll": ("NLL", "mean of -log p of the label; less is better"),
     "brier": ("Brier score", "squared error of the probabilities; less is better"),
 }
-LESS_IS_BETTER = ("ece", "nll", "brier")
 PERCENT = ("accuracy",)
 NO_FIGURE = "\N{EN DASH}"
 _PICTURES = (

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
-from fer_ray.cluster import is_too_much
+from fer_ray.cluster import exceeds_this_machine
 from fer_ray.config.crop import CropGeometry
 from fer_ray.errors import UsageError
 from fer_ray.label.plan import Run
@@ -93,7 +93,7 @@ def start_models(run: Run) -> ModelOnGpus | None:
         UsageError: this machine is all there is, and lacks the GPUs.
     """
     wanted = run.config.gpus
-    if wanted is not None and is_too_much(0, wanted):
+    if wanted is not None and exceeds_this_machine(0, wanted):
         raise UsageError(f"The model is to run on {wanted:g} GPUs, more than this machine has: lower --gpus or leave it out.")
     amount = math.floor(ray.available_resources().get(GPU, 0)) if wanted is None else wanted
     if not amount:

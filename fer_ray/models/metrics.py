@@ -10,6 +10,7 @@ BINS = 15
 RESAMPLES, LEVEL = 1000, 0.95
 INTERVALS = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
 EXACT_BELOW = 25
+LESS_IS_BETTER = ("ece", "nll", "brier")  # of all figures that a model, a training or a search is judged by
 _SMALLEST = 1e-12
 _RESAMPLING_BLOCK = 1 << 22
 

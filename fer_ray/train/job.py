@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fer_ray.cluster import cluster_cpus, connect, is_too_much
+from fer_ray.cluster import cluster_cpus, connect, exceeds_this_machine
 from fer_ray.config.recipe import PRETRAINED, ModelConfig
 from fer_ray.config.train import TrainConfig
 from fer_ray.data.dataset import Dataset, load_dataset
@@ -159,7 +159,7 @@ def make_trainer(
     connect()
     os.environ.setdefault(REPORT_SECONDS, "0.5")  # Ray's 2 seconds would be the least that an epoch takes: it takes one report each time
     needed = config.workers * (config.cpus_per_worker or 1)
-    if is_too_much(needed, config.workers * gpus_per_worker if config.use_gpu else 0):
+    if exceeds_this_machine(needed, config.workers * gpus_per_worker if config.use_gpu else 0):
         wanted = f"{needed:g} CPUs" + (f" and {config.workers * gpus_per_worker:g} GPUs" if config.use_gpu else "")
         raise UsageError(f"The training needs {wanted}, more than this machine has: lower --workers or leave --use-gpu out.")
     resources = {"CPU": config.cpus_per_worker or 1} | ({"GPU": gpus_per_worker} if config.use_gpu else {})

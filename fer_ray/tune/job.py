@@ -30,7 +30,7 @@ from fer_ray.models.ensemble import combine
 from fer_ray.text import printable
 from fer_ray.train.job import BEST, check_data, make_trainer, run_trainer, train
 from fer_ray.tune.page import SearchSummary, write_report
-from fer_ray.tune.results import FAILED, Standing, Trial, gain, leaderboard, pareto_front, write_trials
+from fer_ray.tune.results import FAILED, LeaderboardEntry, Trial, leaderboard, pareto_front, score, write_trials
 from fer_ray.tune.searchers import (
     COMPARABLE,
     COST,
@@ -270,12 +270,12 @@ class _Progress(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         objective = self.config.objective
         latest = {**{t.trial_id: t.last_result for t in trials}, trial.trial_id: result}
-        reported = [(gain(objective, figures[objective]), name) for name, figures in latest.items() if figures.get(objective) is not None]
+        reported = [(score(objective, figures[objective]), name) for name, figures in latest.items() if figures.get(objective) is not None]
         value, leader = max(reported, default=(float("nan"), trial.trial_id))
         ended = sum(t.is_finished() for t in trials)
         print(
             f"trial {trial.trial_id} epoch {result.get(EPOCH)}: {objective} {result.get(objective, float('nan')):.4f}; "
-            f"best {leader} {gain(objective, value):.4f}; {ended} of {self.expected} ended{self._left(ended)}",
+            f"best {leader} {score(objective, value):.4f}; {ended} of {self.expected} ended{self._left(ended)}",
             flush=True,
         )
 
@@ -300,7 +300,13 @@ class _Progress(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
 
 
 def _leave_results(
-    config: TuneConfig, space: Space, output: Path, trials: list[Trial], board: list[Standing], costs: dict[str, Cost], seconds: float
+    config: TuneConfig,
+    space: Space,
+    output: Path,
+    trials: list[Trial],
+    board: list[LeaderboardEntry],
+    costs: dict[str, Cost],
+    seconds: float,
 ) -> None:
     storage, best = Storage(), board[0].trial
     write_trials(storage, str(output), [row for trial in trials for row in trial.rows()])
@@ -313,7 +319,7 @@ def _leave_results(
     if config.low_cost:
         _leave_front(output, board, costs)
     if config.ensemble and not (output / ENSEMBLE).exists():
-        members = tuple(str(_bundle_of(output, standing.trial)) for standing in board[: config.ensemble])
+        members = tuple(str(_bundle_of(output, entry.trial)) for entry in board[: config.ensemble])
         combine(EnsembleConfig(members, str(output / ENSEMBLE), data=config.data))
     if config.train_best and not (output / FINAL_MODEL).exists():
         full = trial_config(replace(config, epochs=config.train_best), space, best.settings, output)
@@ -321,9 +327,9 @@ def _leave_results(
         train(replace(full, output=str(output / FINAL_MODEL), cpus_per_worker=None, resume=begun))
 
 
-def _measure_costs(space: Space, board: list[Standing]) -> dict[str, Cost]:
+def _measure_costs(space: Space, board: list[LeaderboardEntry]) -> dict[str, Cost]:
     """What the networks of the leaderboard cost, one after the other on one machine of the cluster."""
-    models = {standing.trial.trial_id: space.recipe(standing.trial.settings).model for standing in board}
+    models = {entry.trial.trial_id: space.recipe(entry.trial.settings).model for entry in board}
 
     def measure() -> dict[str, Cost]:
         return {name: measure_cost(build(model, CLASSES, NO_WEIGHTS)) for name, model in models.items()}
@@ -332,16 +338,16 @@ def _measure_costs(space: Space, board: list[Standing]) -> dict[str, Cost]:
     return costs
 
 
-def _leave_front(output: Path, board: list[Standing], costs: dict[str, Cost]) -> None:
+def _leave_front(output: Path, board: list[LeaderboardEntry], costs: dict[str, Cost]) -> None:
     """The settings of every trial that none beats in both, the cheapest first."""
     folder = output / FRONT_FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    places = [(costs[standing.trial.trial_id].multiply_adds, gain(standing.objective, standing.value)) for standing in board]
+    places = [(costs[entry.trial.trial_id].multiply_adds, score(entry.objective, entry.value)) for entry in board]
     for number, index in enumerate(pareto_front(places), start=1):
-        standing = board[index]
-        about = f"# {standing.objective} {standing.value:.4f} at {places[index][0]:,} multiply-adds: trial {standing.trial.trial_id}\n"
-        (folder / f"{number:02d}.yaml").write_text(about + to_yaml(standing.trial.settings), encoding="utf-8")
+        entry = board[index]
+        about = f"# {entry.objective} {entry.value:.4f} at {places[index][0]:,} multiply-adds: trial {entry.trial.trial_id}\n"
+        (folder / f"{number:02d}.yaml").write_text(about + to_yaml(entry.trial.settings), encoding="utf-8")
 
 
 def _bundle_of(output: Path, trial: Trial) -> Path:

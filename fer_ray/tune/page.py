@@ -12,6 +12,7 @@ import numpy as np
 import fer_ray
 from fer_ray.io.storage import Storage, join
 from fer_ray.models.cost import Cost
+from fer_ray.models.metrics import LESS_IS_BETTER
 from fer_ray.reporting.html import document, figure, table, text
 from fer_ray.text import counted, duration, percent, some
 from fer_ray.tune import plots as figures
@@ -28,7 +29,7 @@ from fer_ray.tune.importance import (
     worded,
 )
 from fer_ray.tune.plots import BEST_CURVES, LABELS, MOST_AXES, SHARES, CostPoint
-from fer_ray.tune.results import FAILED, LESS_IS_BETTER, TRIALS_FILE, Standing, Trial, gain, leaderboard, pareto_front
+from fer_ray.tune.results import FAILED, TRIALS_FILE, LeaderboardEntry, Trial, leaderboard, pareto_front, score
 from fer_ray.tune.space.search_space import to_yaml
 
 PAGE_FILE = "index.html"
@@ -61,13 +62,13 @@ class _Findings:
     search: SearchSummary
     trials: Sequence[Trial]
     costs: Mapping[str, Cost]
-    board: Sequence[Standing]
+    board: Sequence[LeaderboardEntry]
     parameters: Sequence[VariedSetting]
     importance: Importance | None
 
     @property
-    def best(self) -> Standing | None:
-        named = [standing for standing in self.board if standing.trial.trial_id == self.search.best]
+    def best(self) -> LeaderboardEntry | None:
+        named = [entry for entry in self.board if entry.trial.trial_id == self.search.best]
         return next(iter([*named, *self.board]), None)
 
     @property
@@ -96,8 +97,8 @@ def search_page(search: SearchSummary, trials: Sequence[Trial], costs: Mapping[s
 
 def _find(search: SearchSummary, trials: Sequence[Trial], costs: Mapping[str, Cost]) -> _Findings:
     board = leaderboard(trials, search.objective, costs)
-    parameters = varying([standing.trial for standing in board], search.searched)
-    importance = measure_importance(parameters, np.array([gain(search.objective, standing.value) for standing in board]))
+    parameters = varying([entry.trial for entry in board], search.searched)
+    importance = measure_importance(parameters, np.array([score(search.objective, entry.value) for entry in board]))
     return _Findings(search, trials, costs, board, by_importance(parameters, importance), importance)
 
 
@@ -106,10 +107,10 @@ def _draw(found: _Findings) -> dict[str, bytes]:
     objective, board, points = found.search.objective, found.board, found.points
     pictures = {}
     if board:
-        best = [standing.trial.trial_id for standing in board[:BEST_CURVES]]
+        best = [entry.trial.trial_id for entry in board[:BEST_CURVES]]
         pictures[CURVES] = figures.draw_learning_curves(found.trials, objective, best)
     if len(board) > 1 and found.parameters:
-        values = [standing.value for standing in board]
+        values = [entry.value for entry in board]
         pictures[COORDINATES] = figures.draw_parallel_coordinates(found.parameters, values, objective)
     if found.importance is not None and any(found.importance.shares.values()):
         pictures[IMPORTANCE] = figures.draw_importance(found.importance)
@@ -182,7 +183,7 @@ def _best(found: _Findings) -> str:
 def _leaderboard(found: _Findings) -> str:
     if not found.board:
         return ""
-    rows = [_row(found, standing) for standing in found.board[:MOST_ROWS]]
+    rows = [_row(found, entry) for entry in found.board[:MOST_ROWS]]
     others = [LABELS[name] for name in _others(found)]
     header = ["", "trial", LABELS[found.search.objective], *others, "at epoch", "epochs", "time", "million multiply-adds", "ms per image"]
     shown = table(header, rows[:FIRST_ROWS], text_columns=(1,))
@@ -199,13 +200,13 @@ def _others(found: _Findings) -> list[str]:
     return [name for name in ("accuracy", "macro_f1", "nll", "ece") if name != found.search.objective]
 
 
-def _row(found: _Findings, standing: Standing) -> list[str]:
-    trial, epoch, objective = standing.trial, standing.epoch, found.search.objective
+def _row(found: _Findings, entry: LeaderboardEntry) -> list[str]:
+    trial, epoch, objective = entry.trial, entry.epoch, found.search.objective
     cost = found.costs.get(trial.trial_id)
     return [
-        f"{standing.rank}",
+        f"{entry.rank}",
         _name(trial, found.parameters),
-        f"<b>{_value(objective, standing.value)}</b>" + _seeds(standing),
+        f"<b>{_value(objective, entry.value)}</b>" + _seeds(entry),
         *(_value(name, epoch.value(name)) for name in _others(found)),
         f"{epoch.epoch:,}",
         f"{len(trial.epochs):,}",
@@ -215,11 +216,11 @@ def _row(found: _Findings, standing: Standing) -> list[str]:
     ]
 
 
-def _seeds(standing: Standing) -> str:
+def _seeds(entry: LeaderboardEntry) -> str:
     """Of how many seeds a value is the mean."""
-    if standing.seeds == 1:
+    if entry.seeds == 1:
         return ""
-    return f"<small>mean of {standing.seeds} seeds, \N{PLUS-MINUS SIGN} {_value(standing.objective, standing.spread)}</small>"
+    return f"<small>mean of {entry.seeds} seeds, \N{PLUS-MINUS SIGN} {_value(entry.objective, entry.spread)}</small>"
 
 
 def _name(trial: Trial, parameters: Sequence[VariedSetting]) -> str:
@@ -301,7 +302,7 @@ def _costs(found: _Findings, pictures: Mapping[str, bytes]) -> str:
     points = found.points
     if COSTS not in pictures:
         return f"{title}<p>The cost of these networks is not known.</p>\n" if found.board else ""
-    front = pareto_front([(point.multiply_adds, gain(found.search.objective, point.value)) for point in points])
+    front = pareto_front([(point.multiply_adds, score(found.search.objective, point.value)) for point in points])
     rows = [
         [text(one.name), _value(found.search.objective, one.value), f"{one.multiply_adds / 1e6:,.1f}", _milliseconds(one.milliseconds)]
         for one in (points[index] for index in front)

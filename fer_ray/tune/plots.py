@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fer_ray.models.metrics import LESS_IS_BETTER
 from fer_ray.reporting.plotting import BLUE, GRID, INK, MODEL_COLORS, MUTED, ORANGE, RED, figure, fit, percent
 from fer_ray.tune.importance import Importance, VariedSetting, worded
-from fer_ray.tune.results import COMPLETED, FAILED, LESS_IS_BETTER, Trial, gain, pareto_front
+from fer_ray.tune.results import COMPLETED, FAILED, Trial, pareto_front, score
 from fer_ray.typing import Float64Array, Int64Array
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def draw_parallel_coordinates(parameters: Sequence[VariedSetting], values: Seque
 
     shown = list(parameters)[:MOST_AXES]
     objectives = VariedSetting(LABELS[objective], tuple(values))
-    gains = np.array([gain(objective, value) for value in values])
+    gains = np.array([score(objective, value) for value in values])
     floor = float(np.quantile(gains, 0.1))
     order = np.argsort(gains, kind="stable")
     scales = [_place(one, order) for one in shown] + [_place_objective(objectives, gains, floor, objective)]
@@ -158,7 +159,7 @@ def _place_objective(parameter: VariedSetting, gains: Float64Array, floor: float
     places = np.clip((gains - floor) / max(top - floor, 1e-12), 0, 1)
     ticks = []
     for share in np.linspace(0, 1, 5):
-        value = gain(objective, floor + share * (top - floor))
+        value = score(objective, floor + share * (top - floor))
         words = f"{value:.1%}".replace("%", " %") if objective in SHARES else f"{value:.3f}"
         below = "\N{GREATER-THAN OR EQUAL TO} " if objective in LESS_IS_BETTER else "\N{LESS-THAN OR EQUAL TO} "
         ticks.append((float(share), below + words if share == 0 and gains.min() < floor else words))
@@ -213,7 +214,7 @@ def draw_costs(points: Sequence[CostPoint], objective: str) -> bytes:
 
 def _scatter(axes: Axes, costed: Sequence[tuple[float, CostPoint]], objective: str) -> None:
     x, y = [cost for cost, _ in costed], [point.value for _, point in costed]
-    front = pareto_front([(cost, gain(objective, point.value)) for cost, point in costed])
+    front = pareto_front([(cost, score(objective, point.value)) for cost, point in costed])
     axes.scatter(x, y, s=26, color=BLUE, alpha=0.6, linewidths=0, label="trial")
     axes.plot([x[i] for i in front], [y[i] for i in front], "o-", color=ORANGE, drawstyle="steps-post", label="Pareto front", zorder=3)
     for index in front:

@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 
 from fer_ray.errors import StorageError, TooLargeError, UsageError
 from fer_ray.io.storage import Storage, join
+from fer_ray.models.metrics import LESS_IS_BETTER
 
 TRIALS_FILE = "trials.parquet"
 COMPLETED, STOPPED, PRUNED, FAILED = "completed", "stopped", "pruned", "failed"
-OBJECTIVES = ("accuracy", "macro_f1", "nll")
-LESS_IS_BETTER = ("nll",)
 MAX_BYTES, MAX_ROWS = 256 << 20, 2_000_000
 
 
@@ -97,7 +96,7 @@ class Trial:
     def best(self, objective: str) -> TrialEpoch | None:
         """The epoch that is best by the objective, the first of equals; None when no epoch has that figure."""
         judged = [epoch for epoch in self.epochs if epoch.value(objective) is not None]
-        return max(judged, key=lambda epoch: gain(objective, epoch.value(objective) or 0.0), default=None)
+        return max(judged, key=lambda epoch: score(objective, epoch.value(objective) or 0.0), default=None)
 
     def rows(self) -> list[dict[str, Any]]:
         """The trial as rows of TRIALS."""
@@ -112,7 +111,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Standing:
+class LeaderboardEntry:
     """A configuration's place on the leaderboard: its best trial, that one's best epoch, and the objective.
 
     `value` is the mean over the trials of the configuration, one for each of its `seeds`; `spread` is their standard deviation.
@@ -134,7 +133,7 @@ class HasMultiplyAdds(Protocol):
     def multiply_adds(self) -> int: ...
 
 
-def gain(objective: str, value: float) -> float:
+def score(objective: str, value: float) -> float:
     """The value with the sign that makes more of it better."""
     return -value if objective in LESS_IS_BETTER else value
 
@@ -203,7 +202,7 @@ def _trial(rows: Sequence[Mapping[str, Any]]) -> Trial:
     return Trial(last["trial_id"], last["status"], settings, ordered, last["error"], last["seed"])
 
 
-def leaderboard(trials: Iterable[Trial], objective: str, costs: Mapping[str, HasMultiplyAdds] | None = None) -> list[Standing]:
+def leaderboard(trials: Iterable[Trial], objective: str, costs: Mapping[str, HasMultiplyAdds] | None = None) -> list[LeaderboardEntry]:
     """The configurations whose trials did not all fail, by the mean of their best epochs, best first; among equals the cheaper network.
 
     `objective` is `accuracy` or `macro_f1`, of which more is better, or `nll`, of which less is.
@@ -219,13 +218,13 @@ def leaderboard(trials: Iterable[Trial], objective: str, costs: Mapping[str, Has
             judged.setdefault((trial.configuration, tries[trial.configuration, trial.seed]), []).append((value, trial, epoch))
     places = []
     for several in judged.values():
-        _, trial, epoch = max(several, key=lambda one: gain(objective, one[0]))
+        _, trial, epoch = max(several, key=lambda one: score(objective, one[0]))
         values = [value for value, _, _ in several]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         cost = known[trial.trial_id].multiply_adds if trial.trial_id in known else math.inf
-        places.append((cost, Standing(0, trial, epoch, statistics.fmean(values), objective, len(values), spread)))
-    places.sort(key=lambda place: (-gain(objective, place[1].value), place[0], place[1].trial.trial_id))
-    return [replace(standing, rank=rank) for rank, (_, standing) in enumerate(places, start=1)]
+        places.append((cost, LeaderboardEntry(0, trial, epoch, statistics.fmean(values), objective, len(values), spread)))
+    places.sort(key=lambda place: (-score(objective, place[1].value), place[0], place[1].trial.trial_id))
+    return [replace(entry, rank=rank) for rank, (_, entry) in enumerate(places, start=1)]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -15,7 +15,7 @@ from ray.tune.search.repeater import TRIAL_INDEX
 from fer_ray.config.recipe import AugmentationConfig, OptimizationConfig
 from fer_ray.config.tune import TuneConfig
 from fer_ray.errors import UsageError
-from fer_ray.tune.results import LESS_IS_BETTER
+from fer_ray.models.metrics import LESS_IS_BETTER
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
