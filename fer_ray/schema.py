@@ -21,6 +21,11 @@ class Status(StrEnum):
     UNDECODABLE = "undecodable"
     TOO_LARGE = "too_large"
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether the image was not looked at: its row has the reason in `error`."""
+        return self not in (Status.OK, Status.NO_FACE)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
@@ -39,6 +44,30 @@ class ImageEntry:
 
 SCHEMA_VERSION = 1
 ENTRIES_PER_BATCH = 8192
+# Names that are taken for images in data sets and tar archives; what is given as an input of `label` is tried whatever its name.
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".j2k",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
+)
 LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 

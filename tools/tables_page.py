@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from string import Template
 
 import pyarrow as pa
 
+from fer_ray.reporting.responsible_use import RESPONSIBLE_USE
 from fer_ray.schema import FACES, IMAGES, RUNS, SCHEMA_VERSION, Status, meaning_of
 
+LINE_LENGTH = 100  # characters
 DOCUMENTS = Path(__file__).parents[1] / "docs"
 _STATUSES = {
     Status.OK: "at least one face; its faces are in `faces`",
@@ -27,10 +30,7 @@ _DOCUMENT = Template("""\
 What a labeling run leaves, for everybody who reads it with DuckDB, Athena, Spark, pandas, polars or a BI tool. This is a public
 interface: columns are added and never changed, and `schema_version` says which set a row has (now $version).
 
-**Labels are apparent expressions, not felt emotions**: what a face looks like to people who labeled photographs, not what a person feels.
-They are often wrong, and not equally often for all groups of people. In the European Union, Art. 5(1)(f) of the AI Act (Regulation (EU)
-2024/1689) forbids AI systems that infer emotions of people at work and in schools, except for medical or safety reasons. Do not use
-these tables to judge individuals.
+$responsible_use
 
 ## Layout
 
@@ -160,6 +160,7 @@ def tables_document() -> str:
     """The whole document."""
     return _DOCUMENT.substitute(
         version=SCHEMA_VERSION,
+        responsible_use="\n".join(textwrap.fill(sentence, LINE_LENGTH) for sentence in RESPONSIBLE_USE),
         views=_table(["view", ""], [(f"`{name}`", meaning) for name, meaning in _VIEWS.items()]),
         statuses="\n".join(f"| `{status}` | {meaning} |" for status, meaning in _STATUSES.items()),
         images=_columns(IMAGES, "date of the run, from the folder in the files"),

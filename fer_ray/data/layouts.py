@@ -14,14 +14,11 @@ from fer_ray.emotions import emotion_of
 from fer_ray.errors import DatasetError, UsageError
 from fer_ray.io.folders import path_of_uri
 from fer_ray.io.storage import S3, Storage, absolute
-from fer_ray.schema import ImageEntry
+from fer_ray.schema import IMAGE_SUFFIXES, ImageEntry
 from fer_ray.text import counted, printable, some
 
 KAGGLE = "kaggle:"
 WHOLE = "all"
-IMAGE_SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
 _SPELLINGS = {
     TRAIN: ("train", "training", "train_set", "fer2013train"),
     VALIDATION: ("validation", "val", "valid", "dev", "publictest", "val_set", "fer2013valid"),

@@ -8,6 +8,8 @@ from typing import Any
 import fer_ray
 from fer_ray.models.metrics import LESS_IS_BETTER
 from fer_ray.reporting.html import document, figure, table, text
+from fer_ray.reporting.responsible_use import RESPONSIBLE_USE
+from fer_ray.text import percent
 
 FIGURES = {
     "accuracy": ("Accuracy", "share of faces labeled right"),
@@ -54,11 +56,7 @@ _PICTURES = (
     ),
     ("errors", "The most confident errors", "The wrong answers that the model was surest of.", "There are no errors."),
 )
-_RESPONSIBLE = (
-    "Labels are <b>apparent expressions</b>, not felt emotions: what a face looks like to the people who labeled these pictures. "
-    "The figures hold for pictures like these; on others, and for some groups of people, the model errs more often. "
-    "Do not use it to judge individuals."
-)
+_RESPONSIBLE = " ".join(RESPONSIBLE_USE) + " The figures hold for pictures like these."
 
 
 def render(content: Mapping[str, Any], pictures: Mapping[str, Mapping[str, bytes]], comparison: bytes | None) -> str:
@@ -67,7 +65,7 @@ def render(content: Mapping[str, Any], pictures: Mapping[str, Mapping[str, bytes
     title = "Evaluation of " + ", ".join(str(one["name"]) for one in models)
     several = _comparison(content, comparison) if len(models) > 1 else ""
     sections = "".join(_model(one, pictures[one["name"]], heading=len(models) > 1) for one in models)
-    return document(title, f'{_data(content)}\n<p class="note">{_RESPONSIBLE}</p>\n{several}{sections}{_footer(content)}')
+    return document(title, f'{_data(content)}\n<p class="note">{text(_RESPONSIBLE)}</p>\n{several}{sections}{_footer(content)}')
 
 
 def _data(content: Mapping[str, Any]) -> str:
@@ -123,7 +121,7 @@ def _interval(name: str, one: Mapping[str, Any]) -> str:
 def _number(name: str, value: float | None) -> str:
     if value is None:
         return NO_FIGURE
-    return f"{value:.1%}".replace("%", " %") if name in PERCENT else f"{value:.3f}"
+    return percent(value, 1) if name in PERCENT else f"{value:.3f}"
 
 
 def _per_class(one: Mapping[str, Any]) -> str:
@@ -151,7 +149,7 @@ def _errors(one: Mapping[str, Any]) -> str:
     errors = one["most_confident_errors"]
     if not errors:
         return ""
-    rows = [[text(e["name"]), text(e["label"]), text(e["predicted"]), f"{e['confidence']:.1%}".replace("%", " %")] for e in errors]
+    rows = [[text(e["name"]), text(e["label"]), text(e["predicted"]), percent(e["confidence"], 1)] for e in errors]
     shown = table(("file", "label", "predicted", "confidence"), rows, text_columns=(1, 2))
     return f"<details><summary>The {len(errors)} most confident errors with their full names</summary>\n{shown}</details>\n"
 

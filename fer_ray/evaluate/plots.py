@@ -12,7 +12,8 @@ import numpy as np
 
 from fer_ray.evaluate.history import History
 from fer_ray.models.metrics import Bins
-from fer_ray.reporting.plotting import BLUE, GRID, INK, MODEL_COLORS, MUTED, ORANGE, RED, figure, percent, shorten
+from fer_ray.reporting.plotting import BLUE, GRID, INK, MODEL_COLORS, MUTED, ORANGE, RED, figure, percent_axis, shorten
+from fer_ray.text import percent
 from fer_ray.typing import Float32Array, Float64Array, Int64Array, UInt8Array
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def draw_confusion(counts: Int64Array, rows: Sequence[str], columns: Sequence[st
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (row, column), share in np.ndenumerate(shares):
             color = "white" if share > 0.55 else INK
-            axes.text(column, row - 0.12, f"{share:.0%}", ha="center", va="center", color=color, fontsize=10)
+            axes.text(column, row - 0.12, percent(share), ha="center", va="center", color=color, fontsize=10)
             axes.text(column, row + 0.24, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=7, alpha=0.8)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
@@ -81,8 +82,8 @@ def draw_reliability(bins: Bins, before: Bins) -> bytes:
         upper.legend(loc="upper left", fontsize=8)
         lower.bar(middle, bins.count, width, color=MUTED)
         lower.set(xlabel="confidence", ylabel="faces")
-        percent(upper.yaxis)
-        percent(lower.xaxis)
+        percent_axis(upper.yaxis)
+        percent_axis(lower.xaxis)
     return png.getvalue()
 
 
@@ -108,7 +109,7 @@ def draw_curves(history: History) -> bytes:
             axes.set_xlabel("epoch")
             axes.grid(axis="y")
             axes.legend(fontsize=7)
-        percent(sheet.axes[1].yaxis)
+        percent_axis(sheet.axes[1].yaxis)
         _learning_rate(sheet.axes[2], history.learning_rate)
     return png.getvalue()
 
@@ -129,7 +130,7 @@ def draw_answers(answers: Sequence[Answer]) -> bytes:
         for axes, answer in zip(grid, answers, strict=False):
             _show(axes, answer.pixels)
             _frame(axes, MUTED if answer.correct else RED, 0.6 if answer.correct else 2.4)
-            said = f"{answer.predicted} {answer.confidence:.0%}"
+            said = f"{answer.predicted} {percent(answer.confidence)}"
             axes.set_title(said if answer.correct else f"\N{BALLOT X} {said}", fontsize=8.5, color=INK if answer.correct else RED, pad=3)
             axes.set_xlabel(f"label: {answer.label}\n{shorten(answer.name)}", fontsize=6.8, color=MUTED, labelpad=2)
     return png.getvalue()
@@ -145,7 +146,7 @@ def draw_heat_maps(answers: Sequence[Answer], heat: Float32Array) -> bytes:
                 _frame(axes, MUTED if answer.correct else RED, 0.6 if answer.correct else 2.4)
             lower.imshow(evidence, cmap="jet", alpha=0.45, vmin=0, vmax=1)
             upper.set_title(f"label: {answer.label}", fontsize=8, pad=3)
-            said = f"{answer.predicted} {answer.confidence:.0%}"
+            said = f"{answer.predicted} {percent(answer.confidence)}"
             lower.set_xlabel(said, fontsize=8, color=INK if answer.correct else RED, labelpad=3)
     return png.getvalue()
 
@@ -179,7 +180,7 @@ def draw_comparison(
         left.set_yticks(range(len(names)), [shorten(name) for name in names])
         left.set_title("Accuracy with its 95 % interval", loc="left")
         left.locator_params(axis="x", nbins=5)
-        percent(left.xaxis)
+        percent_axis(left.xaxis)
         right.set_yticks(range(len(classes)), classes)
         right.set_title("F1 of each class", loc="left")
         right.set_xlim(0, 1)

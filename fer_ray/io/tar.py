@@ -11,34 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray.io.storage import Storage, join
-from fer_ray.schema import LISTING, ImageEntry, as_batches, image_id
+from fer_ray.schema import IMAGE_SUFFIXES, LISTING, ImageEntry, as_batches, image_id
 
 ARCHIVE = ".tar"
 MAX_HEADER_BYTES = 16 << 20
-
-_IN_ARCHIVES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".jp2",
-        ".j2k",
-        ".pgm",
-        ".ppm",
-        ".pbm",
-        ".pnm",
-    )
-)
 
 
 def images_in(storage: Storage, archive: ImageEntry, indexes: str | None) -> Iterator[ImageEntry]:
@@ -78,7 +54,7 @@ class _BrokenArchiveError(Exception):
 
 def _members(storage: Storage, archive: ImageEntry) -> Iterator[ImageEntry]:
     for member in _headers(storage, archive.image_uri):
-        if member.isreg() and PurePosixPath(member.name).suffix.lower() in _IN_ARCHIVES:
+        if member.isreg() and PurePosixPath(member.name).suffix.lower() in IMAGE_SUFFIXES:
             name = member.name.encode(errors="surrogateescape").decode(errors="replace")
             uri = f"{archive.image_uri}#{name}"
             yield ImageEntry(uri, member.size, archive.modified_at, archive.etag, archive.image_uri, member.offset_data)

@@ -37,7 +37,6 @@ from fer_ray.models import bundle
 from fer_ray.schema import SCHEMA_VERSION, ImageEntry, Status
 from fer_ray.text import printable
 
-FAILURES = (Status.UNREADABLE, Status.UNDECODABLE, Status.TOO_LARGE)
 DRY_RUN_SAMPLE = 24
 START_UP_SECONDS, ALARM_SECONDS = 15.0, 60.0
 
@@ -219,7 +218,7 @@ def _run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: floa
         "images_total": counts["images_total"],
         "images_ok": counts[f"status:{Status.OK}"],
         "images_no_face": counts[f"status:{Status.NO_FACE}"],
-        "images_failed": sum(counts[f"status:{status}"] for status in FAILURES),
+        "images_failed": sum(counts[f"status:{status}"] for status in Status if status.is_failure),
         "images_skipped": plan.skipped,
         "faces_total": counts["faces_total"],
         "faces_left_out": counts["faces_left_out"],

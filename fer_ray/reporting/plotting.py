@@ -68,7 +68,7 @@ def _letters() -> frozenset[int]:
     return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
-def percent(axis: Any) -> None:
+def percent_axis(axis: Any) -> None:
     """Show the shares along an axis in percent."""
     from matplotlib.ticker import PercentFormatter
 

@@ -270,7 +270,7 @@ def _importance(found: _Findings, pictures: Mapping[str, bytes]) -> str:
     else:
         note = "How much worse a random forest predicts the rank of trials that it did not see when one setting is shuffled, as shares. "
         note += _trust(importance.explained) + " Trials that were stopped early count with the best they had reached."
-        alt = "Share of each setting: " + ", ".join(f"{name} {share:.0%}" for name, share in importance.shares.items())
+        alt = "Share of each setting: " + ", ".join(f"{name} {percent(share)}" for name, share in importance.shares.items())
         picture = figure(pictures[IMPORTANCE], alt, "")
     return f'<h3>Importance of each setting</h3>\n<p class="muted">{note}</p>\n{picture}{_parameters(found)}'
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fer_ray.models.metrics import LESS_IS_BETTER
-from fer_ray.reporting.plotting import BLUE, GRID, INK, MODEL_COLORS, MUTED, ORANGE, RED, figure, fit, percent
+from fer_ray.reporting.plotting import BLUE, GRID, INK, MODEL_COLORS, MUTED, ORANGE, RED, figure, fit, percent_axis
+from fer_ray.text import percent
 from fer_ray.tune.importance import Importance, VariedSetting, worded
 from fer_ray.tune.results import COMPLETED, FAILED, Trial, pareto_front, score
 from fer_ray.typing import Float64Array, Int64Array
@@ -48,7 +49,7 @@ def draw_learning_curves(trials: Sequence[Trial], objective: str, best: Sequence
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(axis="y")
         if objective in SHARES:
-            percent(sheet.axes[0].yaxis)
+            percent_axis(sheet.axes[0].yaxis)
         _legend(sheet.axes[1], trials, best)
     return png.getvalue()
 
@@ -160,7 +161,7 @@ def _place_objective(parameter: VariedSetting, gains: Float64Array, floor: float
     ticks = []
     for share in np.linspace(0, 1, 5):
         value = score(objective, floor + share * (top - floor))
-        words = f"{value:.1%}".replace("%", " %") if objective in SHARES else f"{value:.3f}"
+        words = percent(value, 1) if objective in SHARES else f"{value:.3f}"
         below = "\N{GREATER-THAN OR EQUAL TO} " if objective in LESS_IS_BETTER else "\N{LESS-THAN OR EQUAL TO} "
         ticks.append((float(share), below + words if share == 0 and gains.min() < floor else words))
     return places, ticks
@@ -181,14 +182,14 @@ def draw_importance(importance: Importance) -> bytes:
         axes = sheet.add_subplot()
         axes.barh(range(len(shares)), [share for _, share in shares], color=BLUE, height=0.65)
         for index, (_, share) in enumerate(shares):
-            axes.text(share + 0.008, index, f"{share:.0%}".replace("%", " %"), va="center", fontsize=8, color=MUTED)
+            axes.text(share + 0.008, index, percent(share), va="center", fontsize=8, color=MUTED)
         axes.set_yticks(range(len(shares)), [fit(name, 30) for name, _ in shares])
         axes.set_xlim(0, max(share for _, share in shares) * 1.12 or 1)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color=GRID)
         axes.set_axisbelow(True)
-        percent(axes.xaxis)
+        percent_axis(axes.xaxis)
     return png.getvalue()
 
 
@@ -206,7 +207,7 @@ def draw_costs(points: Sequence[CostPoint], objective: str) -> bytes:
             axes.set_xlabel(label)
             axes.set_ylabel(LABELS[objective])
             if objective in SHARES:
-                percent(axes.yaxis)
+                percent_axis(axes.yaxis)
             if objective in LESS_IS_BETTER:
                 axes.invert_yaxis()
     return png.getvalue()

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import kagglehub
 import numpy as np
+import PIL.Image
 import pytest
 import requests
 from pictures import SHARED_DATA
@@ -28,6 +29,7 @@ from fer_ray.data.splits import divide_and_label
 from fer_ray.emotions import EMOTIONS, emotion_of
 from fer_ray.errors import DatasetError
 from fer_ray.io.storage import Storage
+from fer_ray.schema import IMAGE_SUFFIXES
 from fer_ray.typing import UInt8Array
 
 HEADER = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
@@ -194,6 +196,21 @@ def test_images_come_in_the_size_and_colour_that_the_network_takes(tmp_path: Pat
     gray = data.train.images[data.train.names.index("train/sad/0.png")]
     assert (gray[..., 0] == gray[..., 2]).all()
     assert load(tmp_path, size=32).train.images.shape == (5, 32, 32)
+
+
+def test_a_data_set_takes_every_kind_of_image_that_labeling_takes_from_a_tar(tmp_path: Path) -> None:
+    fill(tmp_path, "sad", count=4)
+    formats = {".jfif": "JPEG", ".jpe": "JPEG", ".heic": "HEIF", ".heif": "HEIF", ".j2k": "JPEG2000", ".pbm": "PPM", ".pnm": "PPM"}
+    for suffix in IMAGE_SUFFIXES:
+        picture = PIL.Image.fromarray(drawn(suffix, (64, 64, 3)))
+        picture = picture.convert("1") if suffix == ".pbm" else picture
+        write_to = tmp_path / "fear" / f"{suffix[1:]}{suffix.upper() if len(suffix) > 4 else suffix}"
+        write_to.parent.mkdir(exist_ok=True)
+        picture.save(write_to, formats.get(suffix))
+    data = load(tmp_path, validation_share=0.01)
+    read = {Path(name).suffix.lower() for split in data.splits.values() for name in split.names}
+    assert read == IMAGE_SUFFIXES
+    assert not any("cannot be read" in finding or "no images" in finding for finding in data.findings)
 
 
 def write_pixel_csv(path: Path, rows: list[tuple[int, str, UInt8Array]], header: str = "emotion,pixels,Usage") -> None:

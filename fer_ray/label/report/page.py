@@ -44,6 +44,7 @@ from fer_ray.label.report.page_work import details, throughput
 from fer_ray.label.report.samples import FaceSample, read_samples
 from fer_ray.label.report.summary import BINS, LABELS, OTHERS, STATUSES, FolderFigures, RunFigures, measure
 from fer_ray.reporting.html import data, document, text
+from fer_ray.reporting.responsible_use import RESPONSIBLE_USE
 from fer_ray.text import NO_BREAK_SPACE as SPACE
 from fer_ray.text import counted, duration, percent
 
@@ -58,10 +59,7 @@ _MEANINGS = {
     "undecodable": "not an image, or a broken one",
     "too_large": "over the limits of the run",
 }
-_RESPONSIBLE = (
-    "Labels are <b>apparent expressions</b>, not felt emotions: what a face looks like to people who labeled photographs. They are "
-    "often wrong, and not equally often for all groups of people. Do not use them to judge individuals."
-)
+_RESPONSIBLE = " ".join(RESPONSIBLE_USE)
 _PSI = (
     "PSI, the population stability index, says how far the shares of the emotions have moved: the sum over the emotions of "
     "(p \N{MINUS SIGN} q) ln(p / q), where p is an emotion's share of the faces here and q its share among those it is compared with, "
@@ -149,7 +147,7 @@ def _head(report: RunReport) -> str:
     return (
         f'<p class="facts">{text(short(row["input_uri"], 2 * ADDRESS_LENGTH))}; model {text(row["model_version"])}; '
         f"{utc(row['started_at'])} to {utc(row['finished_at'])} ({duration(took)})</p>\n"
-        f'<p class="note">{_RESPONSIBLE}</p>\n'
+        f'<p class="note">{text(_RESPONSIBLE)}</p>\n'
     )
 
 
@@ -303,7 +301,7 @@ def _folders(shown: _Shown) -> str:
     header = ["folder", "images", "failed", "faces", *shown.emotions, "PSI", "earlier faces"]
     rows = []
     for number, (name, one) in enumerate(folders.items()):
-        failed, before = one.images - int(one.statuses[:2].sum()), sum(shown.folders_before.get(name, Counter()).values())
+        failed, before = one.failed, sum(shown.folders_before.get(name, Counter()).values())
         cells = [shown.name_of(name), f"{one.images:,}", f"{failed:,}" if failed else NOTHING, f"{int(one.faces.sum()):,}"]
         cells += [*tinted_shares(one.emotions, shown.emotions), _index(shown.drift_of(name)), f"{before:,}" if before else NOTHING]
         rows.append(table_row({"folder": number}, plain_cells(cells)))

@@ -51,6 +51,10 @@ class FolderFigures:
         return int(self.statuses.sum())
 
     @property
+    def failed(self) -> int:
+        return sum(int(n) for status, n in zip(Status, self.statuses, strict=True) if status.is_failure)
+
+    @property
     def emotions(self) -> dict[str, int]:
         return {name: int(n) for name, n in zip(LABELS, self.faces.sum(axis=1), strict=True) if n}
 
