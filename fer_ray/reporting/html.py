@@ -1,4 +1,4 @@
-"""What the pages for people have in common: one HTML file with everything in it; it fetches nothing, and no stranger's words run."""
+"""The pages for people: one HTML file each, made from templates; it loads nothing, and no words from outside run in it."""
 
 from __future__ import annotations
 
@@ -7,45 +7,110 @@ import hashlib
 import html
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from functools import cache
+from pathlib import PurePath
+from typing import Any, cast
+from urllib.parse import urlsplit
 
-from fer_ray.text import printable
+import jinja2
+from markupsafe import Markup
 
-_STYLE = """
-:root { --ink: #1f2933; --muted: #5f6b78; --line: #dde2e8; --soft: #f5f7f9; --blue: #2b6cb0; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: white; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 80px; }
-h1 { font-size: 30px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; overflow-wrap: anywhere; }
-h2 { font-size: 23px; margin: 56px 0 4px; padding-top: 20px; border-top: 2px solid var(--ink); overflow-wrap: anywhere; }
-h3 { font-size: 17px; margin: 36px 0 4px; }
-p, ul { margin: 4px 0 12px; max-width: 780px; }
-.muted, figcaption, .facts { color: var(--muted); font-size: 14px; }
-.facts { overflow-wrap: anywhere; }
-.note { background: var(--soft); border-left: 4px solid var(--blue); padding: 12px 16px; margin: 20px 0; max-width: none; font-size: 15px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 12px; margin: 18px 0; }
-.card { border: 1px solid var(--line); border-radius: 6px; padding: 12px 14px; }
-.card b { display: block; font-size: 26px; line-height: 1.25; font-variant-numeric: tabular-nums; font-weight: 600; }
-.card span { display: block; color: var(--muted); font-size: 12.5px; line-height: 1.4; }
-.card .name { color: var(--ink); font-size: 14px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 12px 0; font-size: 14.5px; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 14px 5px 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: baseline; }
-th { font-weight: 600; color: var(--muted); font-size: 13px; }
-th:first-child, td:first-child, .text { text-align: left; }
-td.text { overflow-wrap: anywhere; }
-td.best { font-weight: 700; }
-td small { display: block; color: var(--muted); }
-figure { margin: 8px 0; }
-img { max-width: 100%; height: auto; display: block; }
-pre { background: var(--soft); padding: 12px 16px; font-size: 13.5px; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere; }
-summary { cursor: pointer; color: var(--blue); font-size: 14px; }
-footer { margin-top: 64px; border-top: 1px solid var(--line); padding-top: 12px; }
-@media print {
-  body { font-size: 11pt; } main { max-width: none; padding: 0; } h2 { break-before: page; }
-  h3, figure, .cards, pre, tr { break-inside: avoid; } h3, figcaption { break-after: avoid; } summary { display: none; }
-}
-"""
+from fer_ray.text import NO_BREAK_SPACE, counted, duration, percent, printable
+
+_TEMPLATES = "fer_ray.reporting"
+
+
+def render(package: str, template: str, styles: Sequence[str] = (), scripts: Sequence[str] = (), **values: Any) -> str:
+    """A whole page.
+
+    Args:
+        package: The package whose folder `templates` holds the page's files; those of all pages (`base.html.j2`, `ui.html.j2`,
+            `base.css`, `base.js`) are found beside them.
+        template: The page, which extends `base.html.j2`.
+        styles: CSS files of the page; `base.css` always comes first.
+        scripts: JavaScript files, `base.js` too where a table shall be sortable. The browser runs these and nothing else: the
+            page's policy names the hash of each.
+        values: What the template shows. `title` (plain text) and `links` (pairs of a name and an address) are for the frame.
+
+    Returns:
+        The page. Every value in it is text; characters that would not show are spelled out.
+    """
+    environment = _environment(package)
+    programs = [_read(environment, name) for name in scripts]
+    frame = {
+        "styles": [_read(environment, name) for name in ("base.css", *styles)],
+        "scripts": programs,
+        "policy": _policy(programs),
+        "contents": [],
+        "links": [],
+    }
+    return environment.get_template(template).render({**frame, **values})
+
+
+def data_uri(content: bytes, media_type: str = "image/png") -> str:
+    """A picture as an address that holds it."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def link(address: str) -> str:
+    """What a browser can open of an address: web pages and files of this machine; empty for everything else, such as `javascript:`."""
+    if address.startswith("/") and printable(address) == address:
+        return PurePath(address).as_uri()
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return ""
+    return address if parts.scheme in ("http", "https") and parts.hostname else ""
+
+
+def shorten(words: str, length: int) -> str:
+    """Words with their middle left out where they are longer."""
+    return words if len(words) <= length else f"{words[: length // 2]}\N{HORIZONTAL ELLIPSIS}{words[-length // 2 + 1 :]}"
+
+
+@cache
+def _environment(package: str) -> jinja2.Environment:
+    loader = jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in (package, _TEMPLATES)])
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_spell_out,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.do"],
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # ASCII, so that U+2028 does not end a line of a script
+    environment.filters |= {
+        "counted": counted,
+        "data_uri": data_uri,
+        "duration": duration,
+        "link": link,
+        "percent": percent,
+        "shorten": shorten,
+    }
+    return environment
+
+
+def _spell_out(value: Any) -> Any:
+    """Names come from strangers: what would not show, or would turn the text around, is spelled out. Our own no-break spaces stay."""
+    if type(value) is not str or value.isprintable():
+        return value
+    return NO_BREAK_SPACE.join(printable(part) for part in value.split(NO_BREAK_SPACE))
+
+
+def _read(environment: jinja2.Environment, name: str) -> Markup:
+    loader = cast(jinja2.BaseLoader, environment.loader)
+    return Markup(loader.get_source(environment, name)[0])  # noqa: S704 - a file of ours
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts)
+    allowed = f"; script-src {hashes}" if hashes else ""
+    return f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'{allowed}"
+
+
+# What follows goes when the pages of a search and of an evaluation are templates.
 
 
 def document(title: str, body: str, style: str = "", script: str = "") -> str:
@@ -58,9 +123,8 @@ def document(title: str, body: str, style: str = "", script: str = "") -> str:
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{text(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}\">\n"
-        f"<style>{_STYLE}{style}</style>\n</head>\n<body>\n<main>\n<h1>{text(title)}</h1>\n{body}</main>\n"
-        + (f"<script>{script}</script>\n" if script else "")
-        + "</body>\n</html>\n"
+        f"<style>{_read(_environment(_TEMPLATES), 'base.css')}{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{text(title)}</h1>\n{body}</main>\n" + (f"<script>{script}</script>\n" if script else "") + "</body>\n</html>\n"
     )
 
 
