@@ -14,7 +14,7 @@ from scale import FIRST_NIGHT, named_run, ray_apart
 from fer_ray.config.crop import CropGeometry
 from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
 from fer_ray.models import bundle
-from fer_ray.models.cost import multiply_adds
+from fer_ray.models.flops import multiply_adds
 from fer_ray.typing import Float64Array, UInt8Array
 
 CROPS, ASKING_PROCESSES, QUESTIONS = 64, 2, 500

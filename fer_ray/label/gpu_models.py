@@ -19,7 +19,7 @@ from fer_ray.errors import UsageError
 from fer_ray.label.plan import Run
 from fer_ray.models import bundle
 from fer_ray.models.architectures import share_gpus
-from fer_ray.models.quiet import load_keras
+from fer_ray.models.silence import load_keras
 from fer_ray.text import counted
 from fer_ray.typing import Float64Array, UInt8Array
 

@@ -19,7 +19,7 @@ from fer_ray.errors import ImageError
 from fer_ray.io.inputs import read_image_named
 from fer_ray.io.storage import Storage
 from fer_ray.models import bundle
-from fer_ray.models.quiet import load_keras
+from fer_ray.models.silence import load_keras
 from fer_ray.schema import Status
 from fer_ray.typing import Float32Array, Float64Array, UInt8Array
 from fer_ray.vision.decode import DecodedImage, decode

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fer_ray.config.recipe import PRETRAINED, RGB, ModelConfig
 from fer_ray.errors import UsageError
-from fer_ray.models.quiet import load_keras
+from fer_ray.models.silence import load_keras
 
 if TYPE_CHECKING:
     import keras

@@ -14,7 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import BundleError, TooLargeError, UsageError
 from fer_ray.io.storage import S3, Storage, join
 from fer_ray.models.architectures import build
+from fer_ray.models.calibration import is_at_bound
 from fer_ray.models.metrics import softmax
 from fer_ray.typing import Float32Array, Float64Array, UInt8Array
 
@@ -35,12 +36,14 @@ if TYPE_CHECKING:
     import keras
 
 FORMAT_VERSION = 2
-METADATA_FILE, HISTORY_FILE = "bundle.json", "history.parquet"
-BUNDLED, DEFAULT = ("fer2013", "ferplus"), "ferplus"
+METADATA_FILE = "bundle.json"
+HISTORY_FILE = "history.parquet"
+BUNDLED = ("fer2013", "ferplus")
+DEFAULT = "ferplus"
 MAX_METADATA_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 1 << 30
 MAX_MEMBERS = 16
-PREDICTION_BATCH = 256
+PREDICTION_BATCH = 256  # crops at once, which bounds the memory of the activations
 
 
 @dataclass(frozen=True)
@@ -153,18 +156,33 @@ def weights_file(index: int) -> str:
     return "model.keras" if index == 0 else f"model-{index + 1}.keras"
 
 
-def save(
-    folder: str,
-    members: Sequence[Member],
-    *,
-    classes: tuple[str, ...],
-    temperature: float,
-    validation: dict[str, float],
-    lineage: dict[str, Any],
-    flip: bool = False,
-    crop: CropGeometry | None = None,
-) -> str:
-    """Write the bundle into an existing folder; gives its model_version, which is derived from all of its contents."""
+@dataclass(frozen=True)
+class Description:
+    """What a bundle says about its networks besides their architectures.
+
+    Attributes:
+        classes: the emotions in the order of the logits.
+        temperature: what logits are divided by before softmax.
+        validation: figures on the validation split, by name.
+        lineage: what the networks were trained on, and how.
+        flip: whether the answers for a face and its mirror image are averaged.
+        crop: what is cut out of a photograph around a face.
+    """
+
+    classes: tuple[str, ...]
+    temperature: float
+    validation: dict[str, float]
+    lineage: dict[str, Any]
+    flip: bool = False
+    crop: CropGeometry = field(default_factory=CropGeometry)
+
+
+def save(folder: str, members: Sequence[Member], description: Description) -> str:
+    """Write a bundle into an existing folder.
+
+    Returns:
+        Its model_version, which is derived from all of its contents.
+    """
     described = []
     for index, member in enumerate(members):
         file = Path(folder) / weights_file(index)
@@ -174,18 +192,18 @@ def save(
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "members": described,
-        "flip": flip,
-        "classes": list(classes),
+        "flip": description.flip,
+        "classes": list(description.classes),
         "preprocessing": {
             "image_size": first.image_size,
             "color": first.color,
             "range": [0, 255],
             "inside_the_network": "everything else",
-            "crop": asdict(crop or CropGeometry()),
+            "crop": asdict(description.crop),
         },
-        "calibration": {"method": "temperature", "temperature": temperature},
-        "metrics": {"validation": validation},
-        "lineage": lineage,
+        "calibration": {"method": "temperature", "temperature": description.temperature, "at_bound": is_at_bound(description.temperature)},
+        "metrics": {"validation": description.validation},
+        "lineage": description.lineage,
         "versions": {"fer-ray": fer_ray.__version__} | {name: metadata.version(name) for name in ("keras", "tensorflow", "numpy")},
     }
     write_metadata(folder, content)

@@ -20,7 +20,7 @@ from fer_ray.config.export import ONNX, SAVEDMODEL, TFLITE
 from fer_ray.config.recipe import RGB
 from fer_ray.errors import FerRayError
 from fer_ray.models.bundle import Bundle
-from fer_ray.models.quiet import quiet
+from fer_ray.models.silence import silence
 from fer_ray.typing import Float32Array
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def convert(original: Bundle, format_name: str, made: Path, calibration: Float32
         FerRayError: the converter refuses the model.
     """
     try:
-        with quiet():
+        with silence():
             _CONVERTERS[format_name](combined_network(original), made, calibration)
             if format_name == ONNX:
                 _describe_inside(made, describe(original, calibration is not None))
@@ -74,7 +74,7 @@ def convert(original: Bundle, format_name: str, made: Path, calibration: Float32
 
 def open_converted(format_name: str, made: Path, threads: int) -> Run:
     """What was written, as a function from faces to probabilities; it reads the file and knows nothing of Keras."""
-    with quiet():
+    with silence():
         return _RUNTIMES[format_name](made, threads)
 
 

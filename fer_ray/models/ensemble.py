@@ -16,7 +16,7 @@ from fer_ray.errors import UsageError
 from fer_ray.io.storage import Storage, absolute
 from fer_ray.models import bundle
 from fer_ray.models.architectures import build
-from fer_ray.models.bundle import Bundle, Member
+from fer_ray.models.bundle import Bundle, Description, Member
 from fer_ray.models.calibration import calibrate
 
 
@@ -48,16 +48,7 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        version = bundle.save(
-            str(unfinished),
-            members,
-            classes=first.classes,
-            temperature=temperature,
-            validation=figures,
-            lineage=lineage,
-            flip=config.flip,
-            crop=first.crop,
-        )
+        version = bundle.save(str(unfinished), members, Description(first.classes, temperature, figures, lineage, config.flip, first.crop))
         unfinished.rename(output)
     except OSError as error:
         raise UsageError(f"The output {config.output} cannot be written ({error.strerror}).") from error

@@ -26,7 +26,7 @@ from fer_ray.io.storage import S3, Storage, absolute, join
 from fer_ray.models import bundle
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.conversion import Run, convert, describe, open_converted
-from fer_ray.models.quiet import load_keras, quiet
+from fer_ray.models.silence import load_keras, silence
 from fer_ray.typing import Float32Array, UInt8Array
 
 PACKAGES = {ONNX: ("onnx", "onnxruntime", "tf2onnx"), SAVEDMODEL: (), TFLITE: ()}
@@ -168,7 +168,7 @@ def _compare(config: ExportConfig, original: Bundle, run: Run, crops: UInt8Array
     """Share of crops with the same likeliest class, and the largest difference of a probability, over batches of several sizes."""
     expected = original.probabilities(crops)
     bounds = [0, 1, 4, *range(4 + SPEED_BATCH, len(crops), SPEED_BATCH), len(crops)]
-    with quiet():
+    with silence():
         given = np.concatenate([run(_as_input(crops[low:high])) for low, high in itertools.pairwise(bounds)])
     agreement = float((given.argmax(axis=1) == expected.argmax(axis=1)).mean())
     difference = float(np.abs(given - expected).max())
@@ -189,7 +189,7 @@ def _measure_speed(original: Bundle, run: Run, crops: UInt8Array) -> dict[str, f
     }
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     started = time.monotonic()
-    with quiet():
+    with silence():
         for call in contestants.values():
             call()
         for done in range(MOST_ROUNDS):

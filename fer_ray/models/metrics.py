@@ -1,23 +1,27 @@
-"""How good a model is: figures from logits or probabilities (n, classes) and true labels (n,), and the temperature that calibrates it."""
+"""How good a model is: metrics from logits or probabilities (n, classes) and the true labels (n,)."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from fer_ray.typing import BoolArray, Float64Array, FloatArray, Int64Array, IntArray
 
-BINS = 15
-RESAMPLES, LEVEL = 1000, 0.95
+BINS = 15  # of confidence, as Guo et al. 2017 use for their ECE
+RESAMPLES = 1000
+LEVEL = 0.95  # of the intervals
 INTERVALS = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
-EXACT_BELOW = 25
 LESS_IS_BETTER = ("ece", "nll", "brier")  # of all figures that a model, a training or a search is judged by
-_SMALLEST = 1e-12
-_RESAMPLING_BLOCK = 1 << 22
+EXACT_BELOW = 25  # images on which two models disagree: the usual limit for the chi-squared approximation
+_SMALLEST = 1e-12  # the least probability whose logarithm is taken
+_RESAMPLING_BLOCK = 1 << 22  # counts drawn at once: 32 MiB of int64
 
 
 @dataclass(frozen=True)
 class PerClass:
-    """One number per class: precision, recall, F1 and `roc_auc` float64 (NaN where there is none), `support` int64 (true images)."""
+    """One number per class (classes,): precision, recall, F1 and ROC AUC (NaN where there is none), and the number of true images."""
 
     precision: Float64Array
     recall: Float64Array
@@ -27,8 +31,7 @@ class PerClass:
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 of the classes that have images; answers with any other class cost those classes recall."""
-        return float(self.f1[self.support > 0].mean())
+        return float(macro_f1(self.f1, self.support))
 
     @property
     def weighted_f1(self) -> float:
@@ -44,7 +47,7 @@ class PerClass:
 
 @dataclass(frozen=True)
 class Bins:
-    """A reliability diagram: `count` int64, mean `confidence` and `accuracy` float64 (0 in empty bins) of equally wide bins."""
+    """A reliability diagram over equally wide bins of confidence: images, mean confidence, accuracy (both 0 in empty bins)."""
 
     count: Int64Array
     confidence: Float64Array
@@ -68,15 +71,43 @@ class McNemar:
 
 def softmax(logits: FloatArray, temperature: float = 1.0) -> Float64Array:
     """Probabilities (n, classes) that add up to 1 in every row."""
-    scaled = np.asarray(logits, np.float64) / temperature
-    exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float64)
+    from scipy import special
+
+    return np.asarray(special.softmax(np.asarray(logits, np.float64) / temperature, axis=1))
 
 
 def confusion_matrix(logits: FloatArray, labels: IntArray) -> Int64Array:
     """Counts (classes, classes): row = true class, column = predicted class."""
     classes = logits.shape[1]
     return np.bincount(labels * classes + logits.argmax(axis=1), minlength=classes * classes).reshape(classes, classes)
+
+
+def f1_scores(correct: FloatArray | IntArray, true: FloatArray | IntArray, predicted: FloatArray | IntArray) -> Float64Array:
+    """The F1 of each class from its images (..., classes): labeled right, truly of it, taken for it. 0 where there are none of either."""
+    return np.asarray(2 * correct / np.maximum(true + predicted, _SMALLEST), np.float64)
+
+
+def macro_f1(f1: Float64Array, support: IntArray) -> Float64Array:
+    """The mean F1 (...) over the classes that have images; taking a face for one of the other classes costs its own class recall.
+
+    Args:
+        f1: F1 of each class, (..., classes).
+        support: true images of each class, (classes,).
+    """
+    return np.asarray(f1[..., support > 0].mean(axis=-1))
+
+
+def compute_metrics(logits: FloatArray, labels: IntArray, temperature: float = 1.0) -> dict[str, float]:
+    """The figures that a training is followed by: accuracy, macro_f1, nll, ece, and the number of samples."""
+    matrix = confusion_matrix(logits, labels)
+    correct, true, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    return {
+        "accuracy": float(correct.sum() / matrix.sum()),
+        "macro_f1": float(macro_f1(f1_scores(correct, true, predicted), true)),
+        "nll": negative_log_likelihood(logits, labels, temperature),
+        "ece": expected_calibration_error(logits, labels, temperature),
+        "samples": float(matrix.sum()),
+    }
 
 
 def negative_log_likelihood(logits: FloatArray, labels: IntArray, temperature: float = 1.0) -> float:
@@ -99,38 +130,13 @@ def reliability(probabilities: FloatArray, labels: IntArray, bins: int = BINS) -
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     index = _bin(confidence, bins)
     count = np.bincount(index, minlength=bins)
-    confidences, rights = (np.bincount(index, weights=values, minlength=bins) for values in (confidence, correct))
-    return Bins(count, confidences / np.maximum(count, 1), rights / np.maximum(count, 1))
+    total_confidence = np.bincount(index, weights=confidence, minlength=bins)
+    total_correct = np.bincount(index, weights=correct, minlength=bins)
+    return Bins(count, total_confidence / np.maximum(count, 1), total_correct / np.maximum(count, 1))
 
 
 def _bin(confidence: FloatArray, bins: int) -> IntArray:
     return np.minimum((confidence * bins).astype(np.int64), bins - 1)
-
-
-def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
-    """The temperature in 0.05..20 with the least NLL (Guo et al. 2017), by golden-section search over its logarithm."""
-    low, high = np.log(0.05), np.log(20.0)
-    ratio = (np.sqrt(5) - 1) / 2
-    for _ in range(40):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if negative_log_likelihood(logits, labels, float(np.exp(left))) < negative_log_likelihood(logits, labels, float(np.exp(right))):
-            high = right
-        else:
-            low = left
-    return float(np.exp((low + high) / 2))
-
-
-def evaluate(logits: FloatArray, labels: IntArray, temperature: float = 1.0) -> dict[str, float]:
-    """accuracy, macro_f1, nll, ece and samples."""
-    matrix = confusion_matrix(logits, labels)
-    found, true, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    return {
-        "accuracy": float(found.sum() / matrix.sum()),
-        "macro_f1": float((2 * found / np.maximum(true + predicted, 1)).mean()),
-        "nll": negative_log_likelihood(logits, labels, temperature),
-        "ece": expected_calibration_error(logits, labels, temperature),
-        "samples": float(matrix.sum()),
-    }
 
 
 def brier_score(probabilities: FloatArray, targets: FloatArray) -> float:
@@ -153,8 +159,9 @@ def per_class(probabilities: FloatArray, labels: IntArray) -> PerClass:
     from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
     classes = probabilities.shape[1]
-    figures = precision_recall_fscore_support(labels, probabilities.argmax(axis=1), labels=np.arange(classes), zero_division=0.0)
-    precision, recall, f1, support = figures
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, probabilities.argmax(axis=1), labels=np.arange(classes), zero_division=0.0
+    )
     areas = np.full(classes, np.nan)
     for index in np.flatnonzero((support > 0) & (support < len(labels))):
         areas[index] = roc_auc_score(labels == index, probabilities[:, index])
@@ -166,35 +173,64 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals (Efron 1979) of `INTERVALS`, over images drawn with replacement.
 
-    Every figure is made of sums over the images, so a resample is a row of counts, and all of them one product of matrices.
     The resampled ECE tends to lie above the true one, since noise widens the gaps of bins.
+
+    Args:
+        probabilities: calibrated answers, (n, classes).
+        labels: indices of the true classes, (n,).
+        seed: of the draws.
+        resamples: how often n images are drawn.
+        level: the share of the resamples between the limits.
+
+    Returns:
+        The lower and the upper limit of each figure, by its name.
     """
-    generator, images, classes = np.random.default_rng(seed), *probabilities.shape
-    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    correct = predicted == labels
-    true, said, one_bin = np.eye(classes)[labels], np.eye(classes)[predicted], np.eye(BINS)[_bin(confidence, BINS)]
-    gaps = one_bin * (confidence - correct)[:, None]
-    summands = np.column_stack([_losses(probabilities, labels), true * correct[:, None], true, said, gaps])
-    rows = max(1, _RESAMPLING_BLOCK // images)
-    means = np.concatenate(
-        [
-            generator.multinomial(images, np.full(images, 1 / images), size=min(rows, resamples - start)) @ summands / images
-            for start in range(0, resamples, rows)
-        ]
-    )
-    nll, found, share, answered, gap = np.split(means, np.cumsum([1, classes, classes, classes]), axis=1)
-    f1 = 2 * found / np.maximum(share + answered, _SMALLEST)
-    has_images = np.bincount(labels, minlength=classes) > 0
+    means = _resample(_terms(probabilities, labels), len(labels), seed, resamples)
+    f1 = f1_scores(means["correct"], means["true"], means["predicted"])
     figures = {
-        "accuracy": found.sum(axis=1),
-        "macro_f1": f1[:, has_images].mean(axis=1),
-        "weighted_f1": (f1 * share).sum(axis=1),
-        "ece": np.abs(gap).sum(axis=1),
-        "nll": nll[:, 0],
+        "accuracy": means["correct"].sum(axis=1),
+        "macro_f1": macro_f1(f1, np.bincount(labels, minlength=probabilities.shape[1])),
+        "weighted_f1": (f1 * means["true"]).sum(axis=1),
+        "ece": np.abs(means["gap"]).sum(axis=1),
+        "nll": means["loss"][:, 0],
     }
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    intervals = {name: np.quantile(values, tails) for name, values in figures.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in intervals.items()}
+    limits = {name: np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) for name, values in figures.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in limits.items()}
+
+
+def _terms(probabilities: FloatArray, labels: IntArray) -> dict[str, Float64Array]:
+    """What each image adds to the sums that the figures are made of, (n, columns) by name.
+
+    With two classes, a face of class 0 that is taken for class 1 has `correct` [0, 0], `true` [1, 0] and `predicted` [0, 1].
+    """
+    classes = probabilities.shape[1]
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    correct = (predicted == labels)[:, None]
+    true = np.eye(classes)[labels]
+    return {
+        "loss": _losses(probabilities, labels)[:, None],
+        "correct": true * correct,
+        "true": true,
+        "predicted": np.eye(classes)[predicted],
+        "gap": np.eye(BINS)[_bin(confidence, BINS)] * (confidence[:, None] - correct),
+    }
+
+
+def _resample(terms: Mapping[str, Float64Array], images: int, seed: int, resamples: int) -> dict[str, Float64Array]:
+    """The means of the terms, (resamples, columns) by name.
+
+    A resample is a row of counts: [2, 0, 1] draws the first of three images twice and the second never. So the sums of many
+    resamples are one product of matrices, which is some hundred times as fast as drawing the images themselves.
+    """
+    generator = np.random.default_rng(seed)
+    columns = np.column_stack(list(terms.values()))
+    block = max(1, _RESAMPLING_BLOCK // images)
+    sums = [
+        generator.multinomial(images, np.full(images, 1 / images), size=min(block, resamples - start)) @ columns
+        for start in range(0, resamples, block)
+    ]
+    ends = np.cumsum([term.shape[1] for term in terms.values()])[:-1]
+    return dict(zip(terms, np.split(np.concatenate(sums) / images, ends, axis=1), strict=True))
 
 
 def mcnemar(first_correct: BoolArray, second_correct: BoolArray) -> McNemar:

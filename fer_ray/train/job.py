@@ -349,19 +349,14 @@ def save_epoch(epoch: Epoch, data: Dataset, config: TrainConfig, lineage: dict[s
     network.set_weights(epoch.weights)
     logits = bundle.predict_logits(network, data.validation.images)  # anew, as training may have used a coarser arithmetic
     temperature, figures = calibrate(logits, data.validation.labels)
-    bundle.save(
-        str(folder),
-        [bundle.Member(network, config.recipe.model)],
-        classes=data.classes,
-        temperature=temperature,
-        validation=figures,
-        lineage={
-            "data_sha256": data.sha256,
-            "train_counts": data.train.counts(data.classes),
-            "validation_counts": data.validation.counts(data.classes),
-            "findings": list(data.findings),
-            "epoch": epoch.number,
-            **lineage,
-            "config": config.to_dict(),
-        },
-    )
+    lineage = {
+        "data_sha256": data.sha256,
+        "train_counts": data.train.counts(data.classes),
+        "validation_counts": data.validation.counts(data.classes),
+        "findings": list(data.findings),
+        "epoch": epoch.number,
+        **lineage,
+        "config": config.to_dict(),
+    }
+    members = [bundle.Member(network, config.recipe.model)]
+    bundle.save(str(folder), members, bundle.Description(data.classes, temperature, figures, lineage))

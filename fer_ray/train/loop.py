@@ -110,7 +110,7 @@ def train_epochs(
         loss = fit.run_epoch(data.train)
         raw_weights = fit.use_average()
         logits = _shared_logits(network, data.validation, workers)
-        figures = metrics.evaluate(logits, data.validation.labels)
+        figures = metrics.compute_metrics(logits, data.validation.labels)
         weights = network.get_weights()
         network.set_weights(raw_weights)
         improved = fit.end_epoch(figures["accuracy"])

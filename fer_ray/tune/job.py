@@ -25,8 +25,8 @@ from fer_ray.config.tune import TuneConfig
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import Storage
 from fer_ray.models.architectures import NO_WEIGHTS, build
-from fer_ray.models.cost import Cost, measure_cost, multiply_adds
 from fer_ray.models.ensemble import combine
+from fer_ray.models.flops import Cost, measure_cost, multiply_adds
 from fer_ray.text import printable
 from fer_ray.train.job import BEST, check_data, make_trainer, run_trainer, train
 from fer_ray.tune.page import SearchSummary, write_report

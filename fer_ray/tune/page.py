@@ -11,7 +11,7 @@ import numpy as np
 
 import fer_ray
 from fer_ray.io.storage import Storage, join
-from fer_ray.models.cost import Cost
+from fer_ray.models.flops import Cost
 from fer_ray.models.metrics import LESS_IS_BETTER
 from fer_ray.reporting.html import document, figure, table, text
 from fer_ray.text import counted, duration, percent, some

@@ -127,7 +127,7 @@ class LeaderboardEntry:
 
 
 class HasMultiplyAdds(Protocol):
-    """What a network costs, as far as ties need it: `fer_ray.models.cost.Cost`."""
+    """What a network costs, as far as ties need it: `fer_ray.models.flops.Cost`."""
 
     @property
     def multiply_adds(self) -> int: ...

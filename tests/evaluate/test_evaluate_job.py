@@ -38,7 +38,7 @@ PNG = b"\x89PNG"
 def save_bundle(folder: Path, classes: tuple[str, ...], model: ModelConfig = SMALL) -> Path:
     folder.mkdir(parents=True)
     members = [bundle.Member(build(model, len(classes)), model)]
-    bundle.save(str(folder), members, classes=classes, temperature=1.5, validation={"accuracy": 0.5}, lineage={})
+    bundle.save(str(folder), members, bundle.Description(classes, 1.5, {"accuracy": 0.5}, {}))
     return folder
 
 

@@ -23,8 +23,7 @@ CLASSES = ("angry", "happy", "sad")
 
 def save(folder: Path, *configs: ModelConfig, flip: bool = False) -> tuple[list[bundle.Member], str]:
     members = [bundle.Member(build(config, len(CLASSES)), config) for config in configs]
-    arguments = {"classes": CLASSES, "temperature": 1.5, "validation": {"accuracy": 0.5}, "lineage": {}}
-    return members, bundle.save(str(folder), members, flip=flip, **arguments)  # type: ignore[arg-type]
+    return members, bundle.save(str(folder), members, bundle.Description(CLASSES, 1.5, {"accuracy": 0.5}, {}, flip))
 
 
 def crops(count: int, config: ModelConfig) -> UInt8Array:

@@ -22,7 +22,7 @@ def train_quickly(faces: Path, folder: Path, seed: int, classes: tuple[str, ...]
     *_, last = train_epochs(dataset_of(faces), recipe, network)
     network.set_weights(last.weights)
     folder.mkdir()
-    bundle.save(str(folder), [bundle.Member(network, TINY)], classes=classes, temperature=1.0, validation={}, lineage={})
+    bundle.save(str(folder), [bundle.Member(network, TINY)], bundle.Description(classes, 1.0, {}, {}))
     return str(folder)
 
 

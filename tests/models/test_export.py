@@ -41,7 +41,7 @@ def save_untrained(folder: Path, *configs: ModelConfig, flip: bool = False) -> s
         logits = bundle.predict_logits(member.network, crops)
         last = member.network.get_layer("logits")
         last.set_weights([last.get_weights()[0] / logits.std(axis=0), -logits.mean(axis=0) / logits.std(axis=0)])
-    bundle.save(str(folder), members, classes=CLASSES, temperature=1.7, validation={}, lineage={}, flip=flip)
+    bundle.save(str(folder), members, bundle.Description(CLASSES, 1.7, {}, {}, flip))
     return str(folder)
 
 

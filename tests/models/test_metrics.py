@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from fer_ray.models import metrics
+from fer_ray.models.calibration import MIN_TEMPERATURE, calibrate, fit_temperature, is_at_bound
 from fer_ray.typing import BoolArray, Float64Array, IntArray
 
 
 def test_accuracy_and_f1_of_a_small_table() -> None:
     logits = np.log(np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.7, 0.2], [0.2, 0.3, 0.5]]))
     labels = np.array([0, 1, 1, 2])
-    figures = metrics.evaluate(logits, labels)
+    figures = metrics.compute_metrics(logits, labels)
     assert metrics.confusion_matrix(logits, labels).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
     assert figures["accuracy"] == 0.75
     assert figures["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
@@ -24,10 +25,19 @@ def test_the_temperature_undoes_overconfidence() -> None:
     generator = np.random.default_rng(0)
     honest = generator.normal(0, 1.5, (20_000, 7))
     labels = np.array([generator.choice(7, p=row) for row in metrics.softmax(honest)])
-    temperature = metrics.fit_temperature(honest * 3, labels)
+    temperature = fit_temperature(honest * 3, labels)
     assert temperature == pytest.approx(3, rel=0.05)
     assert metrics.expected_calibration_error(honest * 3, labels) > 0.1
     assert metrics.expected_calibration_error(honest * 3, labels, temperature) < 0.015
+
+
+def test_a_temperature_at_the_end_of_its_range_is_not_claimed_silently(caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.arange(40) % 2
+    temperature, _ = calibrate(np.eye(2)[labels], labels)  # always right: the surer, the better
+    assert temperature == pytest.approx(MIN_TEMPERATURE, rel=0.001)
+    assert is_at_bound(temperature)
+    assert "not calibrated" in caplog.text
+    assert not is_at_bound(calibrate(np.eye(2)[labels], np.where(np.arange(40) % 10, labels, 1 - labels))[0])
 
 
 def test_probabilities_of_huge_logits_are_finite_and_add_up() -> None:
@@ -42,7 +52,8 @@ def test_a_rare_class_that_is_never_predicted_or_has_no_faces_gives_zeros_and_no
     assert figures.precision.tolist() == [pytest.approx(2 / 3), 0, 0]
     assert figures.recall.tolist() == [1, 0, 0]
     assert figures.support.tolist() == [2, 1, 0]
-    assert figures.macro_f1 == pytest.approx((0.8 + 0) / 2)
+    assert figures.macro_f1 == pytest.approx((0.8 + 0) / 2)  # the class without faces counts in no mean, in a training as little
+    assert metrics.compute_metrics(np.log(np.maximum(probabilities, 1e-9)), np.array([0, 0, 1]))["macro_f1"] == figures.macro_f1
     assert figures.weighted_f1 == pytest.approx((2 * 0.8 + 0) / 3)
     assert figures.roc_auc[:2].tolist() == [1, 1]
     assert np.isnan(figures.roc_auc[2])
@@ -88,7 +99,7 @@ def drawn() -> tuple[Float64Array, IntArray]:
 def test_intervals_hold_the_figure_agree_with_theory_and_shrink_with_more_faces(drawn: tuple[Float64Array, IntArray]) -> None:
     probabilities, labels = drawn
     many, few = metrics.bootstrap_intervals(*drawn), metrics.bootstrap_intervals(probabilities[:400], labels[:400])
-    figures = metrics.evaluate(np.log(probabilities), labels)
+    figures = metrics.compute_metrics(np.log(probabilities), labels)
     assert tuple(many) == metrics.INTERVALS
     for name, (low, high) in many.items():
         assert high - low < few[name][1] - few[name][0]
@@ -103,7 +114,7 @@ def test_every_resample_gives_the_figures_that_the_resampled_faces_have(drawn: t
     probabilities, labels = drawn[0][:60], drawn[1][:60]
     counts = np.random.default_rng(9).multinomial(60, np.full(60, 1 / 60), size=1)[0]
     again, repeated = probabilities.repeat(counts, axis=0), labels.repeat(counts)
-    expected = metrics.evaluate(np.log(again), repeated) | {"weighted_f1": metrics.per_class(again, repeated).weighted_f1}
+    expected = metrics.compute_metrics(np.log(again), repeated) | {"weighted_f1": metrics.per_class(again, repeated).weighted_f1}
     for name, (low, high) in metrics.bootstrap_intervals(probabilities, labels, seed=9, resamples=1).items():
         assert low == high == pytest.approx(expected[name]), name
 

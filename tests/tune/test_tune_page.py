@@ -18,7 +18,7 @@ from fer_ray.cli.run import parse
 from fer_ray.config.train import TrainConfig
 from fer_ray.errors import UsageError
 from fer_ray.io.storage import Storage
-from fer_ray.models.cost import Cost
+from fer_ray.models.flops import Cost
 from fer_ray.schema import meaning_of
 from fer_ray.tune.importance import measure_importance, tried, typical, varying
 from fer_ray.tune.page import SearchSummary, search_page, write_report

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from scipy import special
+
 from fer_ray.errors import StorageError
 from fer_ray.io.storage import join
 from fer_ray.label.plan import Run
@@ -24,7 +26,7 @@ NOTABLE, LARGE = 0.1, 0.2
 LEAST_FACES = 200
 MOVED, WATCHED = "moved", "watched"
 _SMOOTHING = 0.5
-_ONCE_IN_A_THOUSAND = 3.0902  # standard deviations of a normal distribution
+BY_CHANCE = 1e-3  # how often runs alike differ by more than what counts as a move
 
 
 @dataclass(frozen=True)
@@ -187,15 +189,11 @@ def drift_of(now: Mapping[str, int], before: Mapping[str, int]) -> Drift:
     if index is None:
         return Drift(None, "")
     freedom = max(1, sum(1 for name in LABELS if now.get(name) or before.get(name)) - 1)
-    by_chance = (1 / sum(now.values()) + 1 / sum(before.values())) * _chi_squared(freedom)
+    by_chance = (1 / sum(now.values()) + 1 / sum(before.values())) * float(
+        special.chdtri(freedom, BY_CHANCE)
+    )  # the value that chi-squared exceeds so often
     level = MOVED if index > LARGE else WATCHED if index > NOTABLE else ""
     return Drift(index, level if index > by_chance else "")
-
-
-def _chi_squared(freedom: int) -> float:
-    """What chi-squared exceeds once in a thousand times, after Wilson and Hilferty (1931)."""
-    part = 2 / (9 * freedom)
-    return freedom * (1 - part + _ONCE_IN_A_THOUSAND * math.sqrt(part)) ** 3
 
 
 def pooled(records: Iterable[RunRecord], what: str = "emotions") -> Counter[str]:

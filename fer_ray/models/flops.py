@@ -1,4 +1,4 @@
-"""What a network costs to run: multiply-adds, weights, and the time that an image takes on this machine."""
+"""What a network costs to run: multiply-adds (half its FLOPs), weights, and the time that an image takes on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from fer_ray.models.bundle import predict_logits
 if TYPE_CHECKING:
     import keras
 
-BATCH, ROUNDS = 64, 5
+BATCH = 64  # images: a step of `label`
+ROUNDS = 5
 
 
 @dataclass(frozen=True)

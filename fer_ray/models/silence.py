@@ -1,4 +1,4 @@
-"""Other people's greetings kept from the terminal."""
+"""TensorFlow and its converters, some of them in C++, kept from writing to the terminal."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
+STANDARD_OUTPUT = 1
+STANDARD_ERROR = 2
 
 
 def load_keras() -> None:
     """Load Keras and its backend without the lines that TensorFlow prints before it reads its own settings."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "keras" not in sys.modules:
-        with quiet(STANDARD_ERROR):
+        with silence(STANDARD_ERROR):
             importlib.import_module("keras")
 
 
 @contextmanager
-def quiet(*descriptors: int) -> Iterator[None]:
-    """Keep what libraries print, some of them in C++, from the terminal (output and errors, unless one is named); where the block
-    raises, it is shown after all.
+def silence(*descriptors: int) -> Iterator[None]:
+    """Keep from the terminal what is written to these file descriptors, also by C++; where the block raises, it is shown after all.
+
+    Args:
+        descriptors: STANDARD_OUTPUT, STANDARD_ERROR, or (where none is named) both.
     """
     silenced = descriptors or (STANDARD_OUTPUT, STANDARD_ERROR)
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in silenced]
-    with tempfile.TemporaryFile() as printed, warnings.catch_warnings():
+    with tempfile.TemporaryFile() as written, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number in silenced:
-            os.dup2(printed.fileno(), number)
+            os.dup2(written.fileno(), number)
         failed = True
         try:
             yield
@@ -45,5 +48,5 @@ def quiet(*descriptors: int) -> Iterator[None]:
                 os.dup2(copy, number)
                 os.close(copy)
             if failed:
-                printed.seek(0)
-                sys.stderr.write(printed.read().decode(errors="replace"))
+                written.seek(0)
+                sys.stderr.write(written.read().decode(errors="replace"))

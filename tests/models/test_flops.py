@@ -6,7 +6,7 @@ from keras import layers
 
 from fer_ray.config.recipe import ARCHITECTURES, ModelConfig
 from fer_ray.models.architectures import build
-from fer_ray.models.cost import measure_cost, multiply_adds
+from fer_ray.models.flops import measure_cost, multiply_adds
 
 
 def test_multiply_adds_are_those_counted_by_hand_for_every_kind_of_layer() -> None:
