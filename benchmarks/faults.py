@@ -43,7 +43,7 @@ import psutil
 import pyarrow.parquet as pq
 from label_throughput import ROOT, draw_photographs
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 from heads import RAY, Head
 from stores import FaultyProxy, S3Server
 

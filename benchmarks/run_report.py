@@ -1,6 +1,6 @@
 """How long the report of a large run takes; makes tables of so many rows and writes their report.
 
-PYTHONPATH=.:tests python benchmarks/run_report.py [ROWS]
+PYTHONPATH=.:tests/support python benchmarks/run_report.py [ROWS]
 """
 
 import multiprocessing

@@ -28,7 +28,7 @@ import boto3
 import psutil
 from label_throughput import PROCESSES, ROOT, Cost, draw_photographs, link_images, measure
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 from stores import S3Server, free_port, wait_for
 
 from fer_ray.io.inputs import list_images

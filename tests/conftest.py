@@ -17,6 +17,16 @@ from fer_ray.cluster import start_patiently
 from fer_ray.data import demo_photos
 from fer_ray.label.labeler import Labeler
 
+LONGEST_FIRST = ("system", "tune", "train", "label")  # two processes share the files; short ones fill what the long ones leave
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        folder = item.path.parent.name
+        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:

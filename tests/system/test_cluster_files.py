@@ -139,7 +139,7 @@ def test_no_file_for_clusters_holds_a_secret() -> None:
 
 
 def test_kuberay_and_kubernetes_know_every_field() -> None:
-    schema = jsonschema.Draft202012Validator(json.loads((ROOT / "tests" / "kuberay_schema.json").read_text()))
+    schema = jsonschema.Draft202012Validator(json.loads((ROOT / "tests" / "system" / "kuberay_schema.json").read_text()))
     kinds = manifests()
     assert set(kinds) == {"RayJob", "CronJob", "ServiceAccount", "Role", "RoleBinding"}
     for kind, manifest in kinds.items():
