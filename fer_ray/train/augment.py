@@ -11,14 +11,14 @@ from fer_ray.config.recipe import AugmentationConfig, OptimizationConfig, Recipe
 from fer_ray.data.dataset import Split
 from fer_ray.typing import Float32Array, UInt8Array
 
+Batch = tuple[Float32Array, Float32Array, Float32Array]  # images, targets, weights
 
-def training_batches(
-    split: Split, recipe: Recipe, epoch: int, rank: int = 0, count: int = 1
-) -> Iterator[tuple[Float32Array, Float32Array, Float32Array]]:
+
+def training_batches(split: Split, recipe: Recipe, epoch: int, rank: int = 0, count: int = 1) -> Iterator[Batch]:
     """One epoch in random order: images (n, s, s, channels) in 0..255, targets (n, classes) and weights (n,), all float32.
 
     Of every batch each of `count` workers gets its own share, n = batch_size / count. The order depends on seed and epoch alone,
-    so that all workers agree and a training that goes on sees what it would have seen. The images left over by the last whole
+    so that all workers agree and a resumed training sees what it would have seen. The images left over by the last whole
     batch are dropped; another epoch's order picks others.
     """
     settings = recipe.optimization
@@ -42,9 +42,7 @@ def weights_of_classes(split: Split, settings: OptimizationConfig) -> Float32Arr
     return np.asarray(weights / (weights @ shares), np.float32)
 
 
-def _mixed(
-    images: Float32Array, targets: Float32Array, weights: Float32Array, alpha: float, generator: np.random.Generator
-) -> tuple[Float32Array, Float32Array, Float32Array]:
+def _mixed(images: Float32Array, targets: Float32Array, weights: Float32Array, alpha: float, generator: np.random.Generator) -> Batch:
     """Mixup (Zhang et al. 2018, arXiv 1710.09412): every image with another one of the batch, in one random proportion."""
     if not alpha:
         return images, targets, weights

@@ -2,7 +2,7 @@
 
 Keras 3's `fit` cannot do this with `MultiWorkerMirroredStrategy` (keras issue 20585), so the step is written out here. The variables are
 ordinary ones: workers start from the same seed, apply the same gradients, and so stay identical. Batch normalisation uses each worker's own
-share of the batch, as is usual; its moving statistics become the mean over the workers at the end of every epoch (`fitting`).
+share of the batch, as is usual; its moving statistics become the mean over the workers at the end of every epoch (`loop`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _set_cluster(addresses: list[str], rank: int) -> None:
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})
 
 
-class SynchronousWorkers:
+class CollectiveWorkers:
     """This process among the workers of a training; must be made before TensorFlow computes anything."""
 
     def __init__(self, rank: int, count: int) -> None:
@@ -61,13 +61,13 @@ class SynchronousWorkers:
         self.rank, self.count = rank, count
         self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
         # TensorFlow reduces only what was computed on a device of the strategy, so the values are copied there.
-        self._total = tf.function(lambda values: self._strategy.run(lambda: _all_reduce(tf.identity(values))))
+        self._reduce = tf.function(lambda values: self._strategy.run(lambda: _all_reduce(tf.identity(values))))
 
-    def add(self, array: AnyArray) -> AnyArray:
+    def sum(self, array: AnyArray) -> AnyArray:
         """The sum of the workers' arrays, as float32."""
         import tensorflow as tf
 
-        return np.asarray(self._total(tf.constant(array, tf.float32)))
+        return np.asarray(self._reduce(tf.constant(array, tf.float32)))
 
     def make_step(self, network: keras.Model, optimizer: keras.optimizers.Optimizer) -> Step:
         """One step of all workers: gradients of the mean loss over everybody's images, summed in one message."""

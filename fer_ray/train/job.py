@@ -25,8 +25,8 @@ from fer_ray.io.storage import Storage
 from fer_ray.models import bundle
 from fer_ray.models.architectures import LOGITS, NO_WEIGHTS, build, share_gpus
 from fer_ray.models.calibration import calibrate
-from fer_ray.train.collective import CollectiveConfig, SynchronousWorkers
-from fer_ray.train.loop import Epoch, OneWorker, State, Workers, make_network, train_epochs
+from fer_ray.train.collective import CollectiveConfig, CollectiveWorkers
+from fer_ray.train.loop import Epoch, SingleWorker, State, Workers, make_network, train_epochs
 
 if TYPE_CHECKING:
     import keras
@@ -252,7 +252,7 @@ def _join(rank: int, count: int, threads: int) -> Workers:
         share_gpus()
     elif count > 1:
         raise UsageError(f"Several workers need the TensorFlow backend of Keras, not {keras.backend.backend()}.")
-    return SynchronousWorkers(rank, count) if count > 1 else OneWorker()
+    return CollectiveWorkers(rank, count) if count > 1 else SingleWorker()
 
 
 def _fit(config: TrainConfig, workers: Workers, storage: Path, begin: str, until: int | None) -> None:

@@ -1,30 +1,36 @@
-"""The loop that fits a network to labeled faces: arrays and a recipe in, one epoch after the other out. No Ray, any Keras backend."""
+"""The loop that trains a network on labeled faces: arrays and a recipe in, one epoch after the other out. No Ray, any Keras backend."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fer_ray.config.recipe import PRETRAINED, OptimizationConfig, Recipe
+from fer_ray.config.recipe import Recipe
 from fer_ray.data.dataset import Dataset, Split
 from fer_ray.errors import TrainingError
 from fer_ray.models import metrics
-from fer_ray.models.architectures import BASE, build
+from fer_ray.models.architectures import build
 from fer_ray.models.bundle import predict_logits
-from fer_ray.train.augment import training_batches
+from fer_ray.train.augment import Batch, training_batches
+from fer_ray.train.optimizer import LearningRate, make_optimizer, set_trainable
 from fer_ray.typing import AnyArray, Float32Array
 
 if TYPE_CHECKING:
     import keras
 
 Step = Callable[[Float32Array, Float32Array, Float32Array], float]
-State = dict[str, AnyArray]
+State = dict[str, AnyArray]  # of a training after an epoch: arrays by name, as a checkpoint stores them
+
+STATISTICS_IMAGES = 1024  # enough for the mean and the variance of every channel
+SETTLED = 3  # time constants of a moving average, after which a twentieth of its start is left
 
 
 class Workers(Protocol):
@@ -34,13 +40,13 @@ class Workers(Protocol):
     count: int
 
     def make_step(self, network: keras.Model, optimizer: keras.optimizers.Optimizer) -> Step:
-        """A function that takes this worker's images, targets and weights and gives the mean loss over all workers' images."""
+        """A function that takes this worker's images, targets and weights and returns the mean loss over all workers' images."""
 
-    def add(self, array: AnyArray) -> AnyArray:
+    def sum(self, array: AnyArray) -> AnyArray:
         """The sum of the workers' arrays (float32)."""
 
 
-class OneWorker:
+class SingleWorker:
     """Training alone: Keras' own step, on whatever backend it runs."""
 
     rank, count = 0, 1
@@ -51,13 +57,13 @@ class OneWorker:
         network.compile(optimizer, keras.losses.CategoricalCrossentropy(from_logits=True), jit_compile=False)
         return lambda images, targets, weights: float(network.train_on_batch(images, targets, sample_weight=weights))
 
-    def add(self, array: AnyArray) -> AnyArray:
+    def sum(self, array: AnyArray) -> AnyArray:
         return array
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training images: its figures, the weights as they would be saved, and what is needed to go on from here."""
+    """One pass over the training images: its figures, the weights as they would be saved, and what is needed to resume after it."""
 
     number: int
     train_loss: float
@@ -89,32 +95,38 @@ def train_epochs(
     workers: Workers | None = None,
     until: int | None = None,
 ) -> Iterator[Epoch]:
-    """Fit a network (a new one unless given) and yield after every epoch until the epochs or the patience are used up.
+    """Train a network and yield after every epoch, until the epochs or the patience are used up.
 
-    With `until`, training pauses after that epoch; the schedule is that of all epochs.
+    The figures and the weights of an epoch are those of the weight average, where there is one.
 
-    The figures and the weights of an epoch are those of the weight average, where there is one. With the `state` of an
-    epoch, training goes on after it.
+    Args:
+        data: The splits `train` and `validation`.
+        recipe: The model, its augmentation, and how its weights are found.
+        network: The network to train; a new one by default.
+        state: The state of an epoch, after which the training resumes.
+        workers: Who trains together; by default this process alone.
+        until: Pause after this epoch; the learning rate is still scheduled over all epochs of the recipe.
+
+    Yields:
+        One `Epoch` after the other.
 
     Raises:
         TrainingError: the loss is no longer a number.
     """
-    workers = workers or OneWorker()
+    workers = workers or SingleWorker()
     network = network or make_network(recipe, len(data.classes))
-    fit = _Fit(network, recipe, len(data.train), workers)
+    learner = _Learner(network, recipe, len(data.train), workers)
     if state:
-        fit.restore(state)
-    while fit.epoch < min(recipe.optimization.epochs, until or recipe.optimization.epochs) and fit.stale < recipe.optimization.patience:
+        learner.restore(state)
+    while not learner.has_ended and (until is None or learner.epoch < until):
         started = time.monotonic()
-        fit.begin_epoch()
-        loss = fit.run_epoch(data.train)
-        raw_weights = fit.use_average()
-        logits = _shared_logits(network, data.validation, workers)
-        figures = metrics.compute_metrics(logits, data.validation.labels)
-        weights = network.get_weights()
-        network.set_weights(raw_weights)
-        improved = fit.end_epoch(figures["accuracy"])
-        yield Epoch(fit.epoch, loss, figures, fit.rate.value, time.monotonic() - started, improved, weights, fit.state())
+        loss = learner.train_epoch(data.train)
+        with learner.averaged_weights(data.train):
+            figures = metrics.compute_metrics(_shared_logits(network, data.validation, workers), data.validation.labels)
+            weights = network.get_weights()
+        improved = learner.end_epoch(figures["accuracy"])
+        seconds = time.monotonic() - started
+        yield Epoch(learner.epoch, loss, figures, learner.rate.value, seconds, improved, weights, learner.state())
 
 
 def make_network(recipe: Recipe, class_count: int, weights: str = "none") -> keras.Model:
@@ -122,7 +134,7 @@ def make_network(recipe: Recipe, class_count: int, weights: str = "none") -> ker
     import keras
 
     keras.utils.set_random_seed(recipe.optimization.seed)
-    coarse = recipe.optimization.precision == "bfloat16" or (recipe.optimization.precision == "auto" and gains_from_bfloat16())
+    coarse = recipe.optimization.precision == "bfloat16" or (recipe.optimization.precision == "auto" and has_fast_bfloat16())
     keras.mixed_precision.set_global_policy("mixed_bfloat16" if coarse else "float32")
     try:
         return build(recipe.model, class_count, weights)
@@ -130,7 +142,7 @@ def make_network(recipe: Recipe, class_count: int, weights: str = "none") -> ker
         keras.mixed_precision.set_global_policy("float32")
 
 
-def gains_from_bfloat16() -> bool:
+def has_fast_bfloat16() -> bool:
     """Whether this machine calculates faster in bfloat16: CPUs with such instructions, and GPUs."""
     import keras
 
@@ -146,161 +158,131 @@ def gains_from_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-class _Fit:
-    """What changes while a network is fitted."""
+class _Learner:
+    """What changes while a network is trained: weights, optimizer, learning rate, and what the epochs so far have come to."""
 
     def __init__(self, network: keras.Model, recipe: Recipe, image_count: int, workers: Workers) -> None:
         self.network, self.recipe, self.workers = network, recipe, workers
         self.settings = recipe.optimization
         self.rate = LearningRate(self.settings, image_count // self.settings.batch_size)
-        self.epoch, self.stale, self.best = 0, 0, -1.0
-        self._make_step()
+        self.epoch = 0
+        self.epochs_without_gain = 0
+        self.best_accuracy = -1.0
+        self._set_up_step()
 
     @property
-    def frozen(self) -> bool:
-        """Whether the base rests in the epoch that comes next."""
-        return self.epoch < self.settings.frozen_epochs
+    def has_ended(self) -> bool:
+        """Whether the epochs or the patience are used up."""
+        return self.epoch >= self.settings.epochs or self.epochs_without_gain >= self.settings.patience
 
-    def _make_step(self) -> None:
-        set_trainable(self.network, self.recipe, 1.0 if self.frozen else self.settings.fine_tune_from)
+    def _set_up_step(self) -> None:
+        frozen = self.epoch < self.settings.frozen_epochs
+        set_trainable(self.network, self.recipe, 1.0 if frozen else self.settings.fine_tune_from)
         self.optimizer = make_optimizer(self.settings)
         self.optimizer.build(self.network.trainable_variables)
         self.step = self.workers.make_step(self.network, self.optimizer)
 
-    def begin_epoch(self) -> None:
-        if self.epoch and self.epoch == self.settings.frozen_epochs:
-            self._make_step()
+    def train_epoch(self, split: Split) -> float:
+        """One pass over the images; returns the mean loss.
 
-    def run_epoch(self, split: Split) -> float:
+        Raises:
+            TrainingError: the loss is no longer a number.
+        """
+        if self.epoch and self.epoch == self.settings.frozen_epochs:
+            self._set_up_step()
         losses = []
-        for images, targets, weights in training_batches(split, self.recipe, self.epoch, self.workers.rank, self.workers.count):
+        for images, targets, weights in self._batches(split):
             self.optimizer.learning_rate.assign(self.rate.step())
             loss = self.step(images, targets, weights)
             if not math.isfinite(loss):
                 remedy = "lower --learning-rate or use --precision float32"
                 raise TrainingError(f"The loss is no longer a number in epoch {self.epoch + 1}: {remedy}.")
             losses.append(loss)
-        self._average_statistics()
+        self._average_over_workers([variable for variable in self.network.non_trainable_variables if variable.dtype.startswith("float")])
         return float(np.mean(losses))
 
-    def _average_statistics(self) -> None:
-        """Every worker has seen other images, so the moving statistics of normalisation layers become their mean everywhere."""
-        if self.workers.count == 1:
+    def _batches(self, split: Split) -> Iterator[Batch]:
+        return training_batches(split, self.recipe, self.epoch, self.workers.rank, self.workers.count)
+
+    def _average_over_workers(self, variables: Sequence[keras.Variable]) -> None:
+        """Every worker has seen other images, so what layers measured on them becomes the mean over the workers."""
+        if self.workers.count == 1 or not variables:
             return
-        variables = [variable for variable in self.network.non_trainable_variables if variable.dtype.startswith("float")]
         flat = np.concatenate([np.asarray(variable, np.float32).reshape(-1) for variable in variables])
-        means = np.split(self.workers.add(flat) / self.workers.count, np.cumsum([int(np.prod(v.shape)) for v in variables])[:-1])
+        means = np.split(self.workers.sum(flat) / self.workers.count, np.cumsum([int(np.prod(v.shape)) for v in variables])[:-1])
         for variable, mean in zip(variables, means, strict=True):
             variable.assign(mean.reshape(variable.shape))
 
-    def use_average(self) -> list[AnyArray]:
-        """Put the weight average into the network; gives the weights that were there."""
+    @contextmanager
+    def averaged_weights(self, split: Split) -> Iterator[None]:
+        """Put the weight average into the network for a while, with statistics that belong to it."""
         raw: list[AnyArray] = self.network.get_weights()
         if self.settings.weight_average:
             self.optimizer.finalize_variable_values(self.network.trainable_variables)
-        return raw
+        self._measure_statistics(split)
+        yield
+        self.network.set_weights(raw)
+
+    def _measure_statistics(self, split: Split) -> None:
+        """Measure mean and variance for batch normalisation anew in the first steps of a training.
+
+        The moving ones begin at 0 and 1 and need 1 / (1 - momentum) steps, here 50, to come near those of the images: until then
+        the network would answer by chance whatever it has learnt (Wu and Johnson 2021, arXiv 2105.07576, section 3).
+        """
+        layers = [layer for layer in self.network.layers if hasattr(layer, "moving_variance") and layer.trainable]
+        if not layers or self.rate.steps > SETTLED / (1 - max(layer.momentum for layer in layers)):
+            return
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.momentum = 0.0  # the moving statistics are then those of the last batch
+        variables = [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]
+        measured = []
+        for images, _, _ in itertools.islice(self._batches(split), -(-STATISTICS_IMAGES // self.settings.batch_size)):
+            self.network(images, training=True)
+            measured.append([np.asarray(variable).copy() for variable in variables])
+        for variable, values in zip(variables, zip(*measured, strict=True), strict=True):
+            variable.assign(np.mean(values, axis=0))
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        self._average_over_workers(variables)
 
     def end_epoch(self, accuracy: float) -> bool:
+        """Count the epoch; returns whether it is the best so far."""
         self.epoch += 1
-        improved = accuracy > self.best
-        self.best, self.stale = (accuracy, 0) if improved else (self.best, self.stale + 1)
+        improved = accuracy > self.best_accuracy
+        if improved:
+            self.best_accuracy = accuracy
+        self.epochs_without_gain = 0 if improved else self.epochs_without_gain + 1
         self.rate.end_epoch(improved)
         return improved
 
     def state(self) -> State:
-        counters = np.array([self.epoch, self.stale, self.best, self.rate.steps, self.rate.factor, self.rate.stale], np.float64)
+        """Everything that `restore` needs."""
+        rate = self.rate
+        counters = [self.epoch, self.epochs_without_gain, self.best_accuracy, rate.steps, rate.factor, rate.epochs_without_gain]
         weights = {f"weight_{i}": value for i, value in enumerate(self.network.get_weights())}
         optimizer = {f"optimizer_{i}": np.asarray(variable) for i, variable in enumerate(self.optimizer.variables)}
         seeds = {f"seed_{i}": np.asarray(variable) for i, variable in enumerate(self._seeds())}
-        return {"counters": counters, **weights, **optimizer, **seeds}
+        return {"counters": np.array(counters, np.float64), **weights, **optimizer, **seeds}
 
-    def _seeds(self) -> list[Any]:
+    def _seeds(self) -> list[keras.Variable]:
         """The states of the random generators of dropout layers."""
         return [variable for variable in self.network.variables if "int" in variable.dtype]
 
     def restore(self, state: State) -> None:
-        epoch, stale, self.best, steps, self.rate.factor, rate_stale = (float(value) for value in state["counters"])
-        self.epoch, self.stale, self.rate.steps, self.rate.stale = int(epoch), int(stale), int(steps), int(rate_stale)
-        if not self.frozen and self.settings.frozen_epochs and self.epoch > self.settings.frozen_epochs:
-            self._make_step()
+        """Resume after the epoch that has this state."""
+        epoch, without_gain, self.best_accuracy, steps, self.rate.factor, rate_without_gain = (float(value) for value in state["counters"])
+        self.epoch, self.epochs_without_gain = int(epoch), int(without_gain)
+        self.rate.steps, self.rate.epochs_without_gain = int(steps), int(rate_without_gain)
+        if 0 < self.settings.frozen_epochs < self.epoch:
+            self._set_up_step()
         self.network.set_weights([state[f"weight_{i}"] for i in range(len(self.network.weights))])
         for i, variable in enumerate(self._seeds()):
             variable.assign(state[f"seed_{i}"])
         if self.epoch == self.settings.frozen_epochs:
-            return  # the optimizer is made anew when the base wakes up
+            return  # the next epoch sets up a new optimizer, since the base is trained from then on
         for i, variable in enumerate(self.optimizer.variables):
             variable.assign(state[f"optimizer_{i}"])
-
-
-def set_trainable(network: keras.Model, recipe: Recipe, frozen_share: float) -> None:
-    """Freeze this share of the layers of the base, counted from the input; the base of our own networks is all but the last layer."""
-    layers = network.get_layer(BASE).layers if recipe.model.architecture in PRETRAINED else network.layers[:-1]
-    network.trainable = True
-    for index, layer in enumerate(layers):
-        layer.trainable = index >= round(frozen_share * len(layers))
-
-
-def make_optimizer(settings: OptimizationConfig) -> keras.optimizers.Optimizer:
-    """The optimizer of the settings; weights of normalisation layers and biases do not decay."""
-    import keras
-
-    average = {"use_ema": True, "ema_momentum": settings.weight_average} if settings.weight_average else {}
-    shared: dict[str, Any] = {"learning_rate": settings.learning_rate, "clipnorm": 1.0, **average}
-    if settings.optimizer == "sgd":
-        shared |= {"momentum": 0.9, "nesterov": True, "weight_decay": settings.weight_decay or None}
-    elif settings.optimizer == "adamw":
-        shared |= {"weight_decay": settings.weight_decay}
-    kind = {"sgd": keras.optimizers.SGD, "adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[settings.optimizer]
-    optimizer: keras.optimizers.Optimizer = type(kind.__name__, (_GrowingAverage, kind), {})(**shared)
-    if settings.weight_decay and settings.optimizer != "adam":
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
-
-
-class _GrowingAverage:
-    """A moving average of the weights that is one of few steps at first; the first steps would weigh on it for epochs otherwise."""
-
-    iterations: keras.Variable
-
-    @property
-    def ema_momentum(self) -> Any:
-        from keras import ops
-
-        steps = ops.cast(self.iterations, "float32")
-        return ops.minimum(self._most, (1 + steps) / (10 + steps))
-
-    @ema_momentum.setter
-    def ema_momentum(self, most: float) -> None:
-        self._most = most
-
-
-class LearningRate:
-    """Linear warm-up, then a cosine to zero over all steps, or a factor whenever validation accuracy stands still."""
-
-    def __init__(self, settings: OptimizationConfig, steps_per_epoch: int) -> None:
-        self.settings = settings
-        self.warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
-        self.total_steps = settings.epochs * steps_per_epoch
-        self.steps, self.factor, self.stale, self.value = 0, 1.0, 0, 0.0
-
-    def step(self) -> float:
-        """The rate of the step that comes next."""
-        self.steps += 1
-        if self.steps <= self.warmup_steps:
-            share = self.steps / self.warmup_steps
-        elif self.settings.schedule == "cosine":
-            progress = (self.steps - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-            share = 0.5 * (1 + math.cos(math.pi * progress))
-        else:
-            share = self.factor
-        self.value = self.settings.learning_rate * share
-        return self.value
-
-    def end_epoch(self, improved: bool) -> None:
-        """Lower the factor when it is time to."""
-        self.stale = 0 if improved else self.stale + 1
-        if self.stale >= self.settings.plateau_patience:
-            self.factor, self.stale = self.factor * self.settings.plateau_factor, 0
 
 
 def _shared_logits(network: keras.Model, split: Split, workers: Workers) -> AnyArray:
@@ -308,4 +290,4 @@ def _shared_logits(network: keras.Model, split: Split, workers: Workers) -> AnyA
     mine = np.arange(workers.rank, len(split), workers.count)
     logits = np.zeros((len(split), split.targets.shape[1]), np.float32)
     logits[mine] = predict_logits(network, split.images[mine])
-    return workers.add(logits)
+    return workers.sum(logits)

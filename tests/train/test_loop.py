@@ -1,4 +1,4 @@
-"""The training loop, without Ray: it learns, stops, goes on, freezes and weighs as it was told."""
+"""The training loop, without Ray: it learns, stops, resumes, freezes and weighs as it was told."""
 
 import dataclasses
 from pathlib import Path
@@ -46,6 +46,12 @@ def test_the_weight_average_keeps_up_with_a_training_of_few_steps(data: Dataset)
     assert max(epoch.figures["accuracy"] for epoch in epochs) > 0.9
 
 
+def test_a_try_of_two_short_epochs_is_better_than_chance(data: Dataset) -> None:
+    epochs = list(train_epochs(data, recipe(epochs=2, learning_rate=1e-2)))
+    assert epochs[-1].figures["accuracy"] > 0.8
+    assert epochs[-1].learning_rate < 1e-3, "the learning rate rises and falls in however few epochs"
+
+
 def test_training_stops_early_and_lowers_the_learning_rate_when_nothing_is_gained(data: Dataset) -> None:
     # So small a learning rate gains nothing, so the first epoch stays the best one.
     settings = recipe(epochs=30, learning_rate=1e-12, warmup_epochs=0, patience=3, schedule="plateau", plateau_patience=2)
@@ -55,7 +61,7 @@ def test_training_stops_early_and_lowers_the_learning_rate_when_nothing_is_gaine
     assert not epochs[-1].improved
 
 
-def test_a_training_that_goes_on_ends_where_an_unbroken_one_does(data: Dataset) -> None:
+def test_a_resumed_training_ends_where_an_unbroken_one_does(data: Dataset) -> None:
     settings = recipe(epochs=4, frozen_epochs=1, augmentation=AugmentationConfig())
     unbroken = list(train_epochs(data, settings))
     for broken_after in (1, 2):
