@@ -5,34 +5,45 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
-.PHONY: demo test browser lint docs clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test browser lint docs pages constraints clean
 
-demo: .venv/ready
-	$(BIN)/python jobs/label.py --all --output demo | tee demo.log
-	@$(BIN)/python -c "import duckdb; print(duckdb.sql(\"SELECT parse_filename(image_uri) AS image, bbox_x AS x, bbox_y AS y, bbox_width AS width, bbox_height AS height, emotion, round(confidence, 3) AS confidence FROM 'demo/faces/*/*.parquet' QUALIFY rank() OVER (ORDER BY labeled_at DESC) <= 50 ORDER BY labeled_at DESC, image LIMIT 12\"))"
-	@grep '^picture: ' demo.log; rm -f demo.log
+help: ## list what make can do
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1: /' | column -t -s:
 
-test: .venv/ready browser
+demo: .venv/ready ## set up, label real photographs with the bundled model, show the rows
+	$(BIN)/fer-ray label --all --output demo
+	@$(BIN)/python tools/show_demo.py demo
+
+test: .venv/ready browser ## set up and pass the tests
 	$(BIN)/python -m pytest
 
-# One test looks at the report of a run with a browser; where none can be installed, it is skipped.
+# Some tests look at pages with a browser; where none can be installed, they are skipped.
 browser:
 	@command -v chromium google-chrome >/dev/null || ($(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends chromium) \
-	  || echo "no browser can be installed here: the test that needs one will be skipped"
+	  || echo "no browser can be installed here: the tests that need one will be skipped"
 
-lint: .venv/ready
+lint: .venv/ready ## ruff, mypy strict, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: .venv/ready
+docs: .venv/ready ## build the documentation as a site in build/site, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+pages: .venv/ready ## write the generated pages anew
 	$(BIN)/python tools/tables_page.py > docs/tables.md.new && mv docs/tables.md.new docs/tables.md
+
+constraints: ## pin what an unconstrained installation takes today
+	rm -rf build/pins && $(PYTHON) -m venv build/pins
+	build/pins/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,test,docs]'
+	build/pins/bin/python -m pip freeze --exclude-editable > constraints.txt
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv || ($(SUDO) apt-get update && $(SUDO) apt-get install -y python3-venv && $(PYTHON) -m venv --clear .venv)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test,docs]'
 	touch $@
 
-clean:
-	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove what make made
+	rm -rf .venv build demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
