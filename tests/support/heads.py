@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from documents import section
 from stores import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,6 @@ class Head:
     nodes: list[str] = field(default_factory=list)
 
     def start(self) -> None:
-        (self.folder / "token").write_text(uuid.uuid4().hex)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH", "AWS_"))}
         self.environment = (
             inherited
@@ -46,13 +46,16 @@ class Head:
             | {
                 MARK: self.mark,
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
+                "HOME": str(self.folder),  # where Ray keeps its token
                 "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_metrics_report_interval_ms": "1000",
             }
         )
+        export, token = section(ROOT / "docs" / "operate.md", "A head by hand")[0].lines[:2]  # as an operator is told
+        name, _, value = export.removeprefix("export ").partition("=")
+        self.environment[name] = value
+        subprocess.run(["bash", "-ec", token], cwd=self.folder, env=self.environment, capture_output=True, timeout=120, check=True)
         flags = ["--head", "--num-cpus=0", f"--temp-dir={self.folder}", f"--dashboard-port={self.dashboard}", f"--port={self.port}"]
         self._start([*flags, f"--ray-client-server-port={free_port()}"], "head")
         self.environment["RAY_ADDRESS"] = f"http://127.0.0.1:{self.dashboard}"
@@ -97,7 +100,7 @@ class Head:
         return content
 
     def get(self, url: str) -> str:
-        headers = {"Authorization": f"Bearer {(self.folder / 'token').read_text()}"}
+        headers = {"Authorization": f"Bearer {(self.folder / '.ray' / 'auth_token').read_text()}"}
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
             text: str = answer.read().decode()
         return text

@@ -1,0 +1,47 @@
+"""The commands and snippets that README and docs print."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: `language` is `sh` for lines that run as printed, `python` for snippets, empty for lines with names to fill in."""
+
+    page: Path
+    language: str
+    text: str
+
+    @property
+    def lines(self) -> list[str]:
+        """The commands, continuation lines joined, comments left out."""
+        joined = self.text.replace("\\\n", " ")
+        return [line for line in (re.sub(r"\s+#.*", "", line).strip() for line in joined.splitlines()) if line and not line.startswith("#")]
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    return [Block(page, language, text) for language, text in _FENCE.findall(page.read_text(encoding="utf-8"))]
+
+
+def section(page: Path, heading: str) -> list[Block]:
+    """The fenced blocks below one heading, up to the next of its rank."""
+    text = page.read_text(encoding="utf-8")
+    below = re.split(rf"^#+ {re.escape(heading)}\n", text, flags=re.MULTILINE)[1]
+    return [Block(page, language, found) for language, found in _FENCE.findall(re.split(r"^## ", below, flags=re.MULTILINE)[0])]
+
+
+def jobs_of(line: str) -> Iterator[tuple[str, list[str]]]:
+    """The jobs that a line starts, as `fer-ray NAME` or `python jobs/NAME.py`, with their arguments."""
+    for match in re.finditer(r"(?:\bfer-ray |python jobs/)([a-z_]+)(?:\.py)?((?: .*)?)$", line):
+        arguments = re.split(r" (?:>>|2>&1|\||&&|<)", match[2])[0]
+        yield match[1], shlex.split(arguments)
