@@ -13,7 +13,7 @@ import psutil
 import ray
 
 from fer_ray.errors import FerRayError
-from fer_ray.text import printable
+from fer_ray.text import sanitize
 
 _ADDRESS, _PORT = "RAY_ADDRESS", "RAY_GCS_SERVER_PORT"
 _TRIES, _TOO_SLOW = 3, "timed out during startup"  # in Ray's words
@@ -33,12 +33,12 @@ def connect(dashboard: bool = False) -> None:
         if os.environ.get(_ADDRESS):
             ray.init(**quiet)
         else:
-            start_patiently(lambda: _start_with_known_address(quiet) if dashboard else ray.init(**quiet))
+            start_with_retries(lambda: _start_with_known_address(quiet) if dashboard else ray.init(**quiet))
     except Exception as error:  # Ray raises many kinds, bare ones too
         where = os.environ.get(_ADDRESS)
         what = f"The Ray cluster at {where} cannot be joined" if where else "Ray could not be started on this machine"
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise FerRayError(f"{what} ({printable(reason)}): see the logs in /tmp/ray/session_latest/logs, and try again.") from error
+        raise FerRayError(f"{what} ({sanitize(reason)}): see the logs in /tmp/ray/session_latest/logs, and try again.") from error
     signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which prints a stack
 
 
@@ -47,7 +47,7 @@ def leave() -> None:
     ray.shutdown()
 
 
-def start_patiently(start: Callable[[], object]) -> None:
+def start_with_retries(start: Callable[[], object]) -> None:
     """Start a local cluster, in up to three tries.
 
     Ray's node process ends itself when its agents take more than 15 s to start, as they do now and then on a busy machine (Ray issue

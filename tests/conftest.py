@@ -13,7 +13,7 @@ from faces import draw_faces
 from pictures import SHARED_DATA
 from stores import KEYS_PER_PAGE, S3Server
 
-from fer_ray.cluster import start_patiently
+from fer_ray.cluster import start_with_retries
 from fer_ray.data import demo_photos
 from fer_ray.label.labeler import Labeler
 
@@ -41,7 +41,7 @@ def s3_server() -> Iterator[S3Server]:
 def ray_cluster(s3_server: S3Server) -> Iterator[None]:
     import ray
 
-    start_patiently(lambda: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR))
+    start_with_retries(lambda: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR))
     yield
     ray.shutdown()
 

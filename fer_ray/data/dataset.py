@@ -16,7 +16,7 @@ from fer_ray.data.layouts import find_layout
 from fer_ray.data.splits import Labeled, divide_and_label
 from fer_ray.errors import DatasetError
 from fer_ray.io.storage import Storage
-from fer_ray.text import counted, some
+from fer_ray.text import first_few, plural
 from fer_ray.typing import Float32Array, Int64Array, UInt8Array
 
 
@@ -93,9 +93,9 @@ def load_dataset(config: DatasetConfig, image_size: int, color: str = GRAY, spli
     gathered = gather(config, image_size, color, splits)
     findings, left_out = list(gathered.findings), leaked(gathered.duplicates)
     if left_out:
-        names = some(gathered.labeled[TRAIN].samples[position].name for position in left_out)
+        names = first_few(gathered.labeled[TRAIN].samples[position].name for position in left_out)
         done = "Used in training (keep_duplicates), though" if config.keep_duplicates else "Left out of train, since"
-        findings.append(f"{done} they stand in validation or test too: {counted(len(left_out), 'image')} ({names}).")
+        findings.append(f"{done} they stand in validation or test too: {plural(len(left_out), 'image')} ({names}).")
     digest = hashlib.sha256("\n".join(gathered.classes).encode())
     loaded = {}
     for split in sorted(splits, key=SPLITS.index):
@@ -147,9 +147,9 @@ def _broken(split: str, labeled: Labeled, faces: Faces, classes: tuple[str, ...]
         if 2 * count > total:
             first = next(position for position in positions if classes[labeled.labels[position]] == name)
             reason = f"such as {labeled.samples[first].name}: {faces.problems[first]}"
-            raise DatasetError(f"Of {counted(total, f'{split} image')} of {name} {count:,} cannot be read, {reason} Repair or remove them.")
-    named = some(f"{labeled.samples[position].name} ({faces.problems[position].rstrip('.')})" for position in positions)
-    return [f"Left out, since they cannot be read: {counted(len(positions), 'image')} of {split}: {named}."]
+            raise DatasetError(f"Of {plural(total, f'{split} image')} of {name} {count:,} cannot be read, {reason} Repair or remove them.")
+    named = first_few(f"{labeled.samples[position].name} ({faces.problems[position].rstrip('.')})" for position in positions)
+    return [f"Left out, since they cannot be read: {plural(len(positions), 'image')} of {split}: {named}."]
 
 
 def _split(gathered: Gathered, split: str, without: Iterable[int], digest: hashlib._Hash) -> Split:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fer_ray.config.dataset import TEST, TRAIN, VALIDATION
-from fer_ray.text import counted
+from fer_ray.text import plural
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ def describe(groups: list[list[Copy]], asked: Sequence[str]) -> list[str]:
         if within:
             more = sum(len(copies) - 1 for copies in within)
             differing = sum(len({copy.label for copy in copies}) > 1 for copies in within)
-            sentences.append(f"Copies within {split}: {counted(more, 'image')}; under several labels: {counted(differing, 'picture')}.")
+            sentences.append(f"Copies within {split}: {plural(more, 'image')}; under several labels: {plural(differing, 'picture')}.")
     both = sum({VALIDATION, TEST} <= _splits(copies) for copies in groups)
     if both:
-        sentences.append(f"In both validation and test: {counted(both, 'picture')}.")
+        sentences.append(f"In both validation and test: {plural(both, 'picture')}.")
     return sentences
 
 

@@ -18,7 +18,7 @@ from fer_ray.data.images import read_faces
 from fer_ray.data.layouts import find_layout
 from fer_ray.data.splits import Labeled, divide_and_label
 from fer_ray.io.storage import Storage, absolute, join
-from fer_ray.text import counted
+from fer_ray.text import plural
 
 SIDE, GAP, CAPTION, MARGIN, HEADING = 96, 8, 16, 120, 36
 DUPLICATES, SHEET = "duplicates.csv", "samples.png"
@@ -42,7 +42,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     left_out = len(leaked(gathered.duplicates))
     if left_out:
         findings.append(
-            f"In train and in validation or test too: {counted(left_out, 'image')}; training leaves them out, unless --keep-duplicates."
+            f"In train and in validation or test too: {plural(left_out, 'image')}; training leaves them out, unless --keep-duplicates."
         )
     print("\n".join(findings) or "Nothing looks wrong.")
     storage.write(join(output, DUPLICATES), _duplicates_csv(gathered))

@@ -15,7 +15,7 @@ from fer_ray.errors import DatasetError, UsageError
 from fer_ray.io.folders import path_of_uri
 from fer_ray.io.storage import S3, Storage, absolute
 from fer_ray.schema import IMAGE_SUFFIXES, ImageEntry
-from fer_ray.text import counted, printable, some
+from fer_ray.text import first_few, plural, sanitize
 
 KAGGLE = "kaggle:"
 WHOLE = "all"
@@ -151,7 +151,9 @@ def _find(folder: _Folder) -> tuple[_Classes, list[str]] | None:
         return _split_folders(splits), _left_out([below for below in filled if below not in splits])
     found = [result for result in map(_find, filled) if result]
     if len(found) > 1:
-        raise DatasetError(f"The folders {some(below.path for below in filled)} are data sets of their own: give --dataset one of them.")
+        raise DatasetError(
+            f"The folders {first_few(below.path for below in filled)} are data sets of their own: give --dataset one of them."
+        )
     return found[0] if found else None
 
 
@@ -181,24 +183,24 @@ def _emotion_folders(folder: _Folder) -> dict[str, _Folder]:
         emotion = emotion_of(below.name)
         if emotion is None and any(below.images()):
             raise DatasetError(
-                f"The folder {printable(below.path)} is not named after a known emotion: rename it or move it out of the data set."
+                f"The folder {sanitize(below.path)} is not named after a known emotion: rename it or move it out of the data set."
             )
         if emotion in found:
-            both = f"{printable(found[emotion].path)} and {printable(below.path)}"
+            both = f"{sanitize(found[emotion].path)} and {sanitize(below.path)}"
             raise DatasetError(f"The folders {both} name the same emotion: merge them.")
         if emotion:
             found[emotion] = below
             if not any(below.images()):
-                raise DatasetError(f"The folder {printable(below.path)} holds no images: fill it, or remove the class from every split.")
+                raise DatasetError(f"The folder {sanitize(below.path)} holds no images: fill it, or remove the class from every split.")
     if not found:
-        remedy = f"put the images into {printable(folder.name)}/<emotion>/"
-        raise DatasetError(f"The split {printable(folder.path)} holds no emotion folders: {remedy}.")
+        remedy = f"put the images into {sanitize(folder.name)}/<emotion>/"
+        raise DatasetError(f"The split {sanitize(folder.path)} holds no emotion folders: {remedy}.")
     return found
 
 
 def _left_out(folders: list[_Folder]) -> list[str]:
     return [
-        f"The folder {printable(below.path)}/ with {counted(sum(1 for _ in below.images()), 'image')} is no split and was left out."
+        f"The folder {sanitize(below.path)}/ with {plural(sum(1 for _ in below.images()), 'image')} is no split and was left out."
         for below in folders
     ]
 
@@ -210,11 +212,13 @@ def _folder_layout(classes: _Classes, findings: list[str]) -> Layout:
             for file in folder.all_files():
                 if file.is_image:
                     below = unicodedata.normalize("NFC", file.path.removeprefix(folder.path + "/"))
-                    samples.append(Sample(printable(file.path), f"{split}/{emotion}/{below}", split, emotion, file.entry))
+                    samples.append(Sample(sanitize(file.path), f"{split}/{emotion}/{below}", split, emotion, file.entry))
                 else:
-                    others.append(printable(file.path))
+                    others.append(sanitize(file.path))
     if others:
-        findings.append(f"Left out as no images by their names: {counted(len(others), 'file')} in the emotion folders ({some(others)}).")
+        findings.append(
+            f"Left out as no images by their names: {plural(len(others), 'file')} in the emotion folders ({first_few(others)})."
+        )
     return Layout(tuple(sorted(samples, key=lambda sample: sample.key)), tuple(findings))
 
 
@@ -226,7 +230,7 @@ def _find_csv(tree: _Folder) -> _File | None:
 
 
 def _csv_layout(storage: Storage, uri: str, path: str) -> Layout:
-    name, samples = printable(path.rpartition("/")[2]), []
+    name, samples = sanitize(path.rpartition("/")[2]), []
     for row in read_pixel_csv(storage, uri):
         split = _split_of(row.usage) if row.usage is not None else WHOLE
         if split is None:

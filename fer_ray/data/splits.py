@@ -14,7 +14,7 @@ from fer_ray.data.layouts import WHOLE, Sample
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import DatasetError
 from fer_ray.io.storage import Storage
-from fer_ray.text import counted, some
+from fer_ray.text import first_few, plural
 from fer_ray.typing import BoolArray, Float32Array, Int64Array
 
 
@@ -68,7 +68,7 @@ def _pool(samples: tuple[Sample, ...], config: DatasetConfig, storage: Storage) 
     matched = match_votes(read_votes(storage, config.ferplus), samples)
     kept = [position for position, votes in enumerate(matched) if votes is not None]
     without = [sample.name for sample, votes in zip(samples, matched, strict=True) if votes is None]
-    findings = [f"Left out for want of FER+ votes: {counted(len(without), 'image')} ({some(without)})."] if without else []
+    findings = [f"Left out for want of FER+ votes: {plural(len(without), 'image')} ({first_few(without)})."] if without else []
     votes = np.array([matched[position] for position in kept], np.int64)
     return _Pool(tuple(samples[position] for position in kept), soft_labels(votes), votes), findings
 
@@ -122,7 +122,7 @@ def _relabel(part: _Pool, split: str, config: DatasetConfig, findings: list[str]
     kept = np.flatnonzero(labels != NO_LABEL)
     if len(kept) < len(labels):
         rule = "all emotions together have" if soft else "one emotion has"
-        left_out = f"{len(labels) - len(kept):,} of {counted(len(labels), 'image')} of {split}"
+        left_out = f"{len(labels) - len(kept):,} of {plural(len(labels), 'image')} of {split}"
         findings.append(f"Left out, since FER+ counts only where {rule} more than half of the votes: {left_out}.")
     return _Pool(part.samples, labels, part.votes).take(kept)
 
@@ -133,7 +133,7 @@ def _finish(part: _Pool, split: str, classes: tuple[str, ...], config: DatasetCo
     members = [np.flatnonzero(part.labels == number) for number in numbers]
     left_out = len(part.labels) - sum(map(len, members))
     if left_out:
-        findings.append(f"Left out as of other emotions than the classes: {counted(left_out, 'image')} of {split}.")
+        findings.append(f"Left out as of other emotions than the classes: {plural(left_out, 'image')} of {split}.")
     kept = np.sort(np.concatenate([positions[: config.limit] for positions in members]))
     chosen = part.take(kept)
     labels = np.searchsorted(numbers, chosen.labels).astype(np.int64)

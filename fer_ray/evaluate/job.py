@@ -26,7 +26,7 @@ from fer_ray.evaluate.score import check_classes, in_order_of, measure, most_con
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.models import bundle, metrics
 from fer_ray.models.bundle import Bundle
-from fer_ray.text import printable
+from fer_ray.text import sanitize
 from fer_ray.typing import BoolArray, Float32Array, Float64Array
 
 PAGE_FILE, FIGURES_FILE, ANSWERS_FILE = "index.html", "evaluation.json", "predictions.parquet"
@@ -146,7 +146,7 @@ def _load(config: EvaluateConfig, candidates: Sequence[Candidate]) -> dict[tuple
     data = next(iter(loaded.values()))
     print(f"{len(first):,} faces of the {config.split} split: {', '.join(data.classes)}", flush=True)
     for finding in data.findings:
-        print(f"  {printable(finding)}", flush=True)
+        print(f"  {sanitize(finding)}", flush=True)
     return loaded
 
 
@@ -266,7 +266,7 @@ def _write(storage: Storage, output: str, content: dict[str, Any], evaluations: 
         storage.write(join(folder, ANSWERS_FILE), answers_table(one))
     storage.write(join(output, FIGURES_FILE), (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     storage.write(join(output, PAGE_FILE), page.render(content, drawn, comparison).encode("utf-8", "replace"))
-    print(f"page: {printable(join(output, PAGE_FILE))}", flush=True)
+    print(f"page: {sanitize(join(output, PAGE_FILE))}", flush=True)
 
 
 def _draw_comparison(content: dict[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from fer_ray.label.plan import Run
 from fer_ray.models import bundle
 from fer_ray.models.architectures import share_gpus
 from fer_ray.models.silence import load_keras
-from fer_ray.text import counted
+from fer_ray.text import plural
 from fer_ray.typing import Float64Array, UInt8Array
 
 GPU = "GPU"
@@ -118,7 +118,7 @@ def gather(actors: Sequence[Any], seconds: float) -> ModelOnGpus | None:
         else:
             why = answer
             ray.kill(actor)
-    place = f"the model runs on {counted(len(usable), 'GPU') if usable else 'the CPUs'}"
+    place = f"the model runs on {plural(len(usable), 'GPU') if usable else 'the CPUs'}"
     if why:
         print(f"warning: {why}: {place}.", file=sys.stderr, flush=True)
     else:

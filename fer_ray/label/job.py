@@ -35,7 +35,7 @@ from fer_ray.label.report.event_log import RunLog
 from fer_ray.label.report.page import PAGE_FILE, write_report
 from fer_ray.models import bundle
 from fer_ray.schema import SCHEMA_VERSION, ImageEntry, Status
-from fer_ray.text import printable
+from fer_ray.text import sanitize
 
 DRY_RUN_SAMPLE = 24
 START_UP_SECONDS, ALARM_SECONDS = 15.0, 60.0
@@ -125,7 +125,7 @@ def _execute(run: Run) -> dict[str, Any]:
         if plan is None:
             counts = Counts()
             plan = write_plan(run, _due(run, counts), counts, datetime.datetime.now(datetime.UTC))
-        print(f"run {run.run_id}: {plan.images:,} images to label, {plan.skipped:,} known, {printable(run.input_uri)}", flush=True)
+        print(f"run {run.run_id}: {plan.images:,} images to label, {plan.skipped:,} known, {sanitize(run.input_uri)}", flush=True)
         log.say("planned", run_id=run.run_id, images=plan.images, skipped=plan.skipped, input=run.input_uri, model=run.model_version)
         row = _label_and_publish(run, plan, log)
         log.say("published", **progress.summary(run, row))
@@ -196,7 +196,7 @@ def _cause(error: BaseException) -> str:
     while not isinstance(error, FerRayError) and (inner := getattr(error, "cause", None) or error.__cause__) is not None:
         error = inner
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return printable(lines[-1])
+    return sanitize(lines[-1])
 
 
 def _run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float) -> dict[str, Any]:

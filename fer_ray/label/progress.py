@@ -17,7 +17,7 @@ from fer_ray.io.storage import join
 from fer_ray.label.plan import Run
 from fer_ray.label.publish import table_file
 from fer_ray.label.report.event_log import RunLog
-from fer_ray.text import printable
+from fer_ray.text import sanitize
 from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
 
@@ -79,7 +79,7 @@ def print_summary(run: Run, row: dict[str, Any], counts: Counter[str], seconds: 
     if emotions:
         print("  " + ", ".join(f"{name} {n / row['faces_total']:.1%}" for name, n in emotions))
     for sentence, n in top_errors(counts).items():
-        print(f"  {n:,} x {printable(sentence)}")
+        print(f"  {n:,} x {sanitize(sentence)}")
     print(f"tables: {run.output}/images, {run.output}/faces, {run.output}/runs", flush=True)
 
 

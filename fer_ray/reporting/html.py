@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import jinja2
 from markupsafe import Markup
 
-from fer_ray.text import NO_BREAK_SPACE, counted, duration, percent, printable
+from fer_ray.text import NO_BREAK_SPACE, duration, percent, plural, sanitize
 
 _TEMPLATES = "fer_ray.reporting"
 
@@ -54,7 +54,7 @@ def data_uri(content: bytes, media_type: str = "image/png") -> str:
 
 def link(address: str) -> str:
     """What a browser can open of an address: web pages and files of this machine; empty for everything else, such as `javascript:`."""
-    if address.startswith("/") and printable(address) == address:
+    if address.startswith("/") and sanitize(address) == address:
         return PurePath(address).as_uri()
     try:
         parts = urlsplit(address)
@@ -82,7 +82,7 @@ def _environment(package: str) -> jinja2.Environment:
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # ASCII, so that U+2028 does not end a line of a script
     environment.filters |= {
-        "counted": counted,
+        "counted": plural,
         "data_uri": data_uri,
         "duration": duration,
         "link": link,
@@ -96,7 +96,7 @@ def _spell_out(value: Any) -> Any:
     """Names come from strangers: what would not show, or would turn the text around, is spelled out. Our own no-break spaces stay."""
     if type(value) is not str or value.isprintable():
         return value
-    return NO_BREAK_SPACE.join(printable(part) for part in value.split(NO_BREAK_SPACE))
+    return NO_BREAK_SPACE.join(sanitize(part) for part in value.split(NO_BREAK_SPACE))
 
 
 def _read(environment: jinja2.Environment, name: str) -> Markup:
@@ -138,7 +138,7 @@ def data(name: str, content: Any) -> str:
 
 def text(value: Any) -> str:
     """A stranger's text as HTML shows it, with what would not show spelled out."""
-    return html.escape(printable(str(value)))
+    return html.escape(sanitize(str(value)))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:

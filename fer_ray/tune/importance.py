@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_ray.text import some
+from fer_ray.text import first_few
 from fer_ray.tune.results import Trial
 from fer_ray.typing import Float64Array, Int64Array
 
@@ -153,7 +153,7 @@ def tried(parameter: VariedSetting) -> str:
     if parameter.numeric:
         low, high = worded(min(parameter.there)), worded(max(parameter.there))
         return f"{low} to {high}" + (", or not used" if None in parameter.values else "")
-    return some(sorted(set(parameter.words)), MOST_WORDS)
+    return first_few(sorted(set(parameter.words)), MOST_WORDS)
 
 
 def typical(parameter: VariedSetting) -> str:

@@ -27,7 +27,7 @@ from fer_ray.io.storage import Storage
 from fer_ray.models.architectures import NO_WEIGHTS, build
 from fer_ray.models.ensemble import combine
 from fer_ray.models.flops import Cost, measure_cost, multiply_adds
-from fer_ray.text import printable
+from fer_ray.text import sanitize
 from fer_ray.train.job import BEST, check_data, make_trainer, run_trainer, train
 from fer_ray.tune.page import SearchSummary, write_report
 from fer_ray.tune.results import FAILED, LeaderboardEntry, Trial, leaderboard, pareto_front, score, write_trials
@@ -74,7 +74,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     board = leaderboard(trials, config.objective)
     if not board:
         reasons = Counter(trial.error or "no epoch was finished" for trial in trials)
-        raise TrainingError(f"None of {len(trials)} trials gave a result ({printable(reasons.most_common(1)[0][0])}): see {output}.")
+        raise TrainingError(f"None of {len(trials)} trials gave a result ({sanitize(reasons.most_common(1)[0][0])}): see {output}.")
     costs = _measure_costs(space, board)
     board = leaderboard(trials, config.objective, costs)  # now equals go to the cheaper
     _leave_results(config, space, output, trials, board, costs, time.monotonic() - started)
@@ -293,10 +293,10 @@ class _Progress(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = reason_of(trial.get_error(), trial.trial_id)
-        print(f"trial {trial.trial_id} failed: {printable(reason)}", flush=True)
+        print(f"trial {trial.trial_id} failed: {sanitize(reason)}", flush=True)
         self.alike = (reason, self.alike[1] + 1 if self.alike[0] == reason else 1)
         if self.alike[1] >= EQUAL_FAILURES:
-            raise TrainingError(f"{EQUAL_FAILURES} trials in a row failed in the same way ({printable(reason)}): the search was stopped")
+            raise TrainingError(f"{EQUAL_FAILURES} trials in a row failed in the same way ({sanitize(reason)}): the search was stopped")
 
 
 def _leave_results(

@@ -14,7 +14,7 @@ from fer_ray.io.storage import Storage, join
 from fer_ray.models.flops import Cost
 from fer_ray.models.metrics import LESS_IS_BETTER
 from fer_ray.reporting.html import document, figure, table, text
-from fer_ray.text import counted, duration, percent, some
+from fer_ray.text import duration, first_few, percent, plural
 from fer_ray.tune import plots as figures
 from fer_ray.tune.importance import (
     MIN_TRIALS,
@@ -188,7 +188,7 @@ def _leaderboard(found: _Findings) -> str:
     header = ["", "trial", LABELS[found.search.objective], *others, "at epoch", "epochs", "time", "million multiply-adds", "ms per image"]
     shown = table(header, rows[:FIRST_ROWS], text_columns=(1,))
     if rows[FIRST_ROWS:]:
-        summary = f"<summary>{counted(len(rows) - FIRST_ROWS, 'more trial')}</summary>"
+        summary = f"<summary>{plural(len(rows) - FIRST_ROWS, 'more trial')}</summary>"
         shown += f"<details>{summary}\n{table(header, rows[FIRST_ROWS:], text_columns=(1,))}</details>\n"
     left_out = len(found.board) - len(rows)
     note = f'<p class="muted">{left_out:,} more are in {TRIALS_FILE}.</p>\n' if left_out else ""
@@ -239,7 +239,7 @@ def _curves(found: _Findings, pictures: Mapping[str, bytes]) -> str:
     if CURVES not in pictures or best is None:
         return ""
     label = LABELS[found.search.objective]
-    alt = f"{label} and training loss of {counted(len(found.trials), 'trial')} over the epochs; best is {best.trial.trial_id}"
+    alt = f"{label} and training loss of {plural(len(found.trials), 'trial')} over the epochs; best is {best.trial.trial_id}"
     caption = f"The best {min(BEST_CURVES, len(found.board))} in colour. Losses above nearly all others are cut off."
     return "<h3>Learning curves</h3>\n" + figure(pictures[CURVES], alt, caption)
 
@@ -253,7 +253,7 @@ def _coordinates(found: _Findings, pictures: Mapping[str, bytes]) -> str:
     caption = f"Each line is a trial, the darker, the better; its {label} is on the last axis, the best on top. "
     caption += "The worst tenth shares the lowest place there. Axes of wide ranges are logarithmic."
     left_out = len(found.parameters) - len(shown)
-    caption += f" {counted(left_out, 'setting')} that mattered least are left out." if left_out else ""
+    caption += f" {plural(left_out, 'setting')} that mattered least are left out." if left_out else ""
     return "<h3>Settings and objective</h3>\n" + figure(pictures[COORDINATES], alt, caption)
 
 
@@ -307,9 +307,7 @@ def _costs(found: _Findings, pictures: Mapping[str, bytes]) -> str:
         [text(one.name), _value(found.search.objective, one.value), f"{one.multiply_adds / 1e6:,.1f}", _milliseconds(one.milliseconds)]
         for one in (points[index] for index in front)
     ]
-    alt = (
-        f"{label} of {counted(len(points), 'trial')} over cost; on the Pareto front are {', '.join(points[index].name for index in front)}"
-    )
+    alt = f"{label} of {plural(len(points), 'trial')} over cost; on the Pareto front are {', '.join(points[index].name for index in front)}"
     caption = "The Pareto front: no other trial is as cheap and better, or cheaper and as good. Take the cheapest that is good enough."
     listed = table(("on the front", label, "million multiply-adds", "ms per image"), rows)
     note = '<p class="muted">Multiply-adds of convolutions and fully connected layers; times of batches of 64 on this machine.</p>\n'
@@ -325,9 +323,11 @@ def _failures(trials: Sequence[Trial]) -> str:
     if not groups:
         return ""
     ordered = sorted(groups.values(), key=len, reverse=True)
-    rows = [[text(_reason(group[0])), f"{len(group):,}", text(some(trial.trial_id for trial in group))] for group in ordered[:MOST_REASONS]]
+    rows = [
+        [text(_reason(group[0])), f"{len(group):,}", text(first_few(trial.trial_id for trial in group))] for group in ordered[:MOST_REASONS]
+    ]
     more = len(ordered) - len(rows)
-    note = f'<p class="muted">{counted(more, "more reason")} in {TRIALS_FILE}.</p>\n' if more else ""
+    note = f'<p class="muted">{plural(more, "more reason")} in {TRIALS_FILE}.</p>\n' if more else ""
     return "<h3>Failures</h3>\n" + table(("reason", "trials", "which"), rows, text_columns=(2,)) + note
 
 

@@ -46,7 +46,7 @@ from fer_ray.label.report.summary import BINS, LABELS, OTHERS, STATUSES, FolderF
 from fer_ray.reporting.html import data, document, text
 from fer_ray.reporting.responsible_use import RESPONSIBLE_USE
 from fer_ray.text import NO_BREAK_SPACE as SPACE
-from fer_ray.text import counted, duration, percent
+from fer_ray.text import duration, percent, plural
 
 PAGE_FILE = "report.html"
 MOST_FOLDERS, MOST_DAYS, MOST_ERROR_ROWS = 50, 40, 200
@@ -163,10 +163,10 @@ def _drift(shown: _Shown) -> str:
     if not moved:
         return ""
     lines = [f"{name}, PSI {drift.index:.2f}: {_largest_moves(one.emotions, before)}" for name, drift, one, before in moved[:NAMED_PARTS]]
-    lines += [f"{counted(len(moved) - NAMED_PARTS, 'more folder')}, see the table of folders"] if len(moved) > NAMED_PARTS else []
+    lines += [f"{plural(len(moved) - NAMED_PARTS, 'more folder')}, see the table of folders"] if len(moved) > NAMED_PARTS else []
     certain = any(drift.level == MOVED for _, drift, *_ in moved)
     kind, words = ("warning", "have moved") if certain else ("warning watch", "may be moving")
-    since = counted(len(shown.report.earlier), "earlier run")
+    since = plural(len(shown.report.earlier), "earlier run")
     cause = (
         "Other pictures, a change of cameras or of the people in them, or trouble with the input: look at samples before you rely on it."
     )
@@ -192,7 +192,7 @@ def _cards(report: RunReport) -> str:
         ("Without a face", f"{row['images_no_face']:,}", f"{share_of(images, row['images_no_face'])} of the images"),
         ("Failed", f"{row['images_failed']:,}", f"{share_of(images, row['images_failed'])} of the images"),
         ("Faces", f"{faces:,}", f"{row['faces_left_out']:,} more too small or too doubtful"),
-        ("Images a second", f"{row['images_per_second']:,.1f}", f"{counted(row['cpu_count'], 'CPU')}, {counted(row['gpu_count'], 'GPU')}"),
+        ("Images a second", f"{row['images_per_second']:,.1f}", f"{plural(row['cpu_count'], 'CPU')}, {plural(row['gpu_count'], 'GPU')}"),
     )
     shown = "".join(
         f'<div class="card"><span class="name">{name}</span><b>{value}</b><span>{note}</span></div>\n' for name, value, note in cards
@@ -250,8 +250,8 @@ def _compared(shown: _Shown) -> str:
     detectors = {one.detector_version for one in earlier} - {shown.report.row["detector_version"]}
     other = " Some of them looked for faces with other settings." if detectors else ""
     return (
-        f'<p class="muted">Compared with {counted(len(earlier), "earlier run")} of this model {dates} and their '
-        f"{counted(sum(shown.before.values()), 'face')}: {index}.{other}</p>\n"
+        f'<p class="muted">Compared with {plural(len(earlier), "earlier run")} of this model {dates} and their '
+        f"{plural(sum(shown.before.values()), 'face')}: {index}.{other}</p>\n"
     )
 
 
@@ -338,7 +338,7 @@ def _days(shown: _Shown) -> str:
         return ""
     header = ["run date", "runs", "faces", *shown.emotions, "PSI"]
     left_out = len(rows) - MOST_DAYS
-    more = f" {counted(left_out, 'earlier day')} left out here." if left_out > 0 else ""
+    more = f" {plural(left_out, 'earlier day')} left out here." if left_out > 0 else ""
     note = f'<p class="muted">Runs of this model; PSI of each day against all the days before it.{more}</p>\n'
     return f"<h2>Days</h2>\n{note}{rows_table(header, rows[::-1][:MOST_DAYS], 'days', 'shares')}"
 
@@ -372,7 +372,7 @@ def _errors(shown: _Shown) -> str:
         rows.append(table_row({"status": one.status, "folder": numbers.get(one.folder, "")}, cells))
     header = ("reason", "images", *(f'<th class="text">{name}</th>' for name in ("status", "folder", "for example")))
     left_out = len(errors) - len(rows)
-    more = f" {counted(left_out, 'rarer one')} left out here: the table images has them all." if left_out else ""
+    more = f" {plural(left_out, 'rarer one')} left out here: the table images has them all." if left_out else ""
     note = f'<p class="muted">The commonest reasons by folder; numbers in them are shown as #.{more}</p>\n'
     none = '<p data-none-of=".errors tbody tr" hidden>No image that fits the choice failed.</p>\n'
     return f"<h3>Reasons</h3>\n{note}{rows_table(header, rows, kind='wide errors')}{none}"
