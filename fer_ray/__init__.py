@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fer_ray.label.labeler import Face, LabeledImage, Labeler
 
-__version__ = "0.1.0"  # also of code that runs from an uploaded folder, where no package is installed
+__version__ = "0.2.0"  # also of code that runs from an uploaded folder, where no package is installed
 __all__ = ["Face", "LabeledImage", "Labeler"]
 
 

@@ -4,8 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -15,17 +13,6 @@ def test_importing_any_module_starts_no_ray_and_loads_no_tensorflow() -> None:
     code += "import ray; print({'tensorflow', 'keras'} & set(sys.modules) or 'light', ray.is_initialized())"
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1] == "light False"
-
-
-@pytest.mark.parametrize("job", ["label", "train", "evaluate", "ensemble", "export", "inspect_dataset", "tune"])
-def test_help_answers_without_loading_ray_tensorflow_or_opencv(job: str) -> None:
-    code = f"import runpy, sys\nsys.argv = ['{job}.py', '--help']\n"
-    code += f"try: runpy.run_path('jobs/{job}.py', run_name='__main__')\nexcept SystemExit: pass\n"
-    code += "print({'ray', 'tensorflow', 'keras', 'cv2'} & set(sys.modules) or 'light')"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--config" in answer.stdout
-    assert "Exit codes: 0 done" in answer.stdout
-    assert answer.stdout.splitlines()[-1] == "light"
 
 
 def test_a_project_file_names_no_registry_host_and_no_path_of_a_machine() -> None:

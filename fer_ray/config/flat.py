@@ -2,89 +2,82 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import types
+import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pydantic
+
+from fer_ray.config.options import OptionSpec, wanted
 from fer_ray.errors import UsageError
 
 Config = TypeVar("Config")
-Kinds = dict[str, tuple["dataclasses.Field[Any]", Any]]
+RECIPES = ("classic", "fer2013", "ferplus")
 
 
-def option_kinds(config_class: Any) -> Kinds:
-    """Every option of a config class and of the config classes inside it, by name."""
-    hints = typing.get_type_hints(config_class)
-    kinds: Kinds = {}
-    for option_field in dataclasses.fields(config_class):
-        kind = hints[option_field.name]
-        if dataclasses.is_dataclass(kind):
-            kinds.update(option_kinds(kind))
-        else:
-            kinds[option_field.name] = (option_field, _without_none(kind))
-    return kinds
+def read_yaml(name: str, options: Mapping[str, OptionSpec]) -> dict[str, Any]:
+    """The settings in a YAML file or in a recipe that comes with the package, converted to the types of their options.
 
-
-def _without_none(kind: Any) -> Any:
-    if isinstance(kind, types.UnionType):
-        (kind,) = (part for part in typing.get_args(kind) if part is not type(None))
-    return kind
-
-
-def read_yaml(file: str, kinds: Kinds) -> dict[str, Any]:
-    """The settings in a YAML file, converted to the kinds of their options.
+    Args:
+        name: A path, or one of `RECIPES`.
+        options: What the job can be told.
 
     Raises:
         UsageError: it cannot be read, or holds an unknown name or a value of a wrong type.
     """
     import yaml
 
+    file = Path(name).expanduser()
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        bundled = name in RECIPES and not file.exists()
+        text = (resources.files("fer_ray.config") / "recipes" / f"{name}.yaml").read_text("utf-8") if bundled else file.read_text("utf-8")
+        content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"The configuration file {file} cannot be read ({' '.join(str(error).split())}).") from error
+        raise UsageError(f"The configuration file {name} cannot be read ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict):
-        raise UsageError(f"The configuration file {file} must hold one `name: value` a line.")
+        raise UsageError(f"The configuration file {name} must hold one `name: value` a line.")
     values = {}
     for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in kinds:
-            raise UsageError(f"The key {key!r} in {file} is no setting of this job: --help lists them.")
-        values[name] = convert(name, value, *kinds[name], file)
+        option = str(key).replace("-", "_")
+        if option not in options:
+            raise UsageError(f"The key {key!r} in {name} is no setting of this job{did_you_mean(option, options)} --help lists them.")
+        values[option] = convert(value, options[option], name)
     return values
 
 
-def convert(name: str, value: Any, option_field: dataclasses.Field[Any], kind: Any, file: str) -> Any:
-    """A YAML value as its flag would give it.
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: `: did you mean epochs?`, or a colon where nothing is like it."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean {near[0]}?" if near else ":"
+
+
+def convert(value: Any, option: OptionSpec, file: str) -> Any:
+    """A value of a YAML file as its flag would give it.
+
+    Args:
+        value: What YAML made of it; a single value stands for a list of one.
+        option: The setting.
+        file: Where it was found, for the sentence.
 
     Raises:
-        UsageError: it is of another type than the setting, or none of its choices; the sentence says so of the key in `file`.
+        UsageError: it is of another type than the setting, out of bounds, or none of its choices.
     """
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        items = value if isinstance(value, list) else [value]
-        return tuple(_convert_scalar(name, part, item, file) for part in items)
-    converted = _convert_scalar(name, value, kind, file)
-    choices = option_field.metadata["choices"]
-    if choices and converted not in choices:
-        raise UsageError(f"The key {name!r} in {file} must be one of {', '.join(choices)}, not {value!r}.")
-    return converted
-
-
-def _convert_scalar(name: str, value: Any, kind: type, file: str) -> Any:
-    accepted = {float: (int, float), str: (str, int, float)}.get(kind, (kind,))
-    if kind is str and hasattr(value, "isoformat"):
+    if hasattr(value, "isoformat"):  # YAML makes dates of dates
         value = value.isoformat()
-    if kind is float and isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = float(value)  # YAML 1.1 takes 1e-3 for text: it wants 1.0e-3
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise UsageError(f"The key {name!r} in {file} must be a {kind.__name__}, not {value!r}.")
-    return kind(value)
+    items = value if isinstance(value, list) else [value]
+    if option.many:
+        value = tuple(items)
+    truths = any(isinstance(item, bool) for item in items)
+    try:
+        if truths and option.annotation is not bool:
+            raise UsageError(f"The key {option.name!r} in {file} must be a value, not {value!r}.")
+        return option.adapter().validate_python(value)
+    except pydantic.ValidationError as error:
+        raise UsageError(f"The key {option.name!r} in {file} must be {wanted(error.errors(include_url=False)[0])}.") from error
 
 
 def build(config_class: type[Config], values: Mapping[str, Any]) -> Config:
@@ -95,10 +88,9 @@ def build(config_class: type[Config], values: Mapping[str, Any]) -> Config:
     """
     hints = typing.get_type_hints(config_class)
     arguments: dict[str, Any] = {}
-    for name in (option_field.name for option_field in dataclasses.fields(config_class)):  # type: ignore[arg-type]  # all are dataclasses
+    for name in (field.name for field in dataclasses.fields(config_class)):  # type: ignore[arg-type]  # all are dataclasses
         if dataclasses.is_dataclass(hints[name]):
             arguments[name] = build(hints[name], values)
         elif name in values:
-            value = values[name]
-            arguments[name] = tuple(value) if isinstance(value, list) else value
+            arguments[name] = values[name]
     return config_class(**arguments)

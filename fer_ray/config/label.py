@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 from urllib.parse import urlsplit
 
-from fer_ray.config.options import check, check_part, check_positive, check_share, option
+from fer_ray.config.options import PathText, check, check_part, config, option
 from fer_ray.errors import UsageError
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -17,24 +17,32 @@ _ENDPOINT_RULE = "The S3 endpoint must look like https://store.example.org:9000,
 _RUN_ID_RULE = "The run id must be 1 to 128 letters, digits, '.', '_' or '-' and begin with a letter or digit."
 
 
-@dataclass(frozen=True)
+@config("Faces")
 class LabelingConfig:
     """What is found and said about an image; also the options of `fer_ray.Labeler`."""
 
-    detector_side: int = option(480, "longest side of the detector's input in pixels; 1280 and more find the small faces of crowds")
-    min_face_score: float = option(0.65, "leave out faces that the detector is less sure of")
-    min_face_size: int = option(20, "leave out faces whose longer side is below this many pixels of the original")
-    flip: bool = option(False, "average the answers for each face and its mirror image, at twice the cost of the model")
-    unknown_below: float = option(0.0, "call the emotion `unknown` when its probability is below this")
-    max_megapixels: float = option(100.0, "do not decode images with more pixels than this (status too_large)")
-    max_file_megabytes: float = option(256.0, "do not read files larger than this (status too_large)")
+    detector_side: int = option(
+        default=480,
+        help="longest side of the detector's input in pixels; 1280 and more find the small faces of crowds",
+        metavar="PIXELS",
+        ge=32,
+        le=8192,
+    )
+    min_face_score: float = option(default=0.65, help="leave out faces that the detector is less sure of", metavar="SHARE", ge=0, le=1)
+    min_face_size: int = option(
+        default=20, help="leave out faces whose longer side is below this many pixels of the original", metavar="PIXELS", ge=1
+    )
+    flip: bool = option(default=False, help="average the answers for each face and its mirror image, at twice the cost of the model")
+    unknown_below: float = option(
+        default=0.0, help="call the emotion `unknown` when its probability is below this", metavar="SHARE", ge=0, le=1
+    )
+    max_megapixels: float = option(
+        default=100.0, help="do not decode images with more pixels than this (status too_large)", metavar="N", gt=0
+    )
+    max_file_megabytes: float = option(default=256.0, help="do not read files larger than this (status too_large)", metavar="N", gt=0)
 
     def __post_init__(self) -> None:
-        check(32 <= self.detector_side <= 8192, f"The setting detector_side must lie between 32 and 8192, not {self.detector_side}.")
-        check_share(self, "min_face_score", "unknown_below")
-        check_positive(self, "max_megapixels", "max_file_megabytes")
         check(self.max_megapixels <= 178, "The setting max_megapixels must be at most 178, where Pillow suspects a decompression bomb.")
-        check(self.min_face_size >= 1, "The setting min_face_size must be at least 1 pixel.")
 
     @property
     def detector_version(self) -> str:
@@ -42,45 +50,72 @@ class LabelingConfig:
         return f"yunet-2023mar-side{self.detector_side}-score{self.min_face_score:g}-size{self.min_face_size}"
 
 
-@dataclass(frozen=True)
+@config("The run")
 class LabelConfig:
     """What `jobs/label.py` can be told."""
 
-    input: tuple[str, ...] = option(
-        (), "folders, s3://bucket/prefix, tar shards, or Parquet or CSV lists of URIs (default: the demo photographs of packages)"
+    input: tuple[PathText, ...] = option(
+        default=(),
+        help="folders, s3://bucket/prefix, tar shards, or Parquet or CSV lists of URIs (default: the demo photographs of packages)",
+        metavar="URI",
+        group="Input and output",
     )
-    output: str = option("", "folder or s3://bucket/prefix for the tables (default: demo/ when there is no --input, otherwise required)")
-    model: str = option("", "fer2013, ferplus (bundled), a folder, or s3://bucket/prefix (default: ferplus)")
-    s3_endpoint: str = option("", "address of an S3-compatible store (default: AWS_ENDPOINT_URL, or AWS)")
-    run_id: str = option("", "name of the run: letters, digits, '.', '_' and '-' (default: the run date and a hash of the settings)")
-    run_date: str = option("", "date of the run as YYYY-MM-DD (default: today in UTC)")
-    all: bool = option(False, "label every image, not only those that are new, changed, or not yet labeled with this model")
-    limit: int | None = option(None, "label only the first N images that are due")
-    dry_run: bool = option(False, "say what would be labeled and how long it would take, and write nothing")
-    picture: int = option(0, "draw the faces of the first N images with any into reports/<run id>/faces.jpg")
-    thumbnails: bool = option(True, "show sample faces in the run's report, cut again from the images")
-    max_error_share: float = option(0.5, "exit with code 3 when more than this share of the images failed")
-    alarm_command: str = option("", "run this command then, without a shell; the summary comes as JSON on its standard input")
-    batch_size: int = option(64, "images whose faces go through the model together")
-    keep_days: float = option(7.0, "remove unfinished work that nobody touched for so many days")
+    output: PathText = option(
+        default="",
+        help="folder or s3://bucket/prefix for the tables (default: demo/ when there is no --input, otherwise required)",
+        metavar="DIR",
+        group="Input and output",
+    )
+    model: PathText = option(
+        default="",
+        help="fer2013, ferplus (bundled), a folder, or s3://bucket/prefix (default: ferplus)",
+        metavar="NAME|DIR",
+        group="Input and output",
+    )
+    s3_endpoint: str = option(
+        default="", help="address of an S3-compatible store (default: AWS_ENDPOINT_URL, or AWS)", metavar="URL", group="Input and output"
+    )
+    run_id: str = option(
+        default="",
+        help="name of the run: letters, digits, '.', '_' and '-' (default: the run date and a hash of the settings)",
+        metavar="NAME",
+    )
+    run_date: str = option(default="", help="date of the run (default: today in UTC)", metavar="YYYY-MM-DD")
+    all: bool = option(default=False, help="label every image, not only those that are new, changed, or not yet labeled with this model")
+    limit: int | None = option(default=None, help="label only the first N images that are due", metavar="N", gt=0)
+    dry_run: bool = option(default=False, help="say what would be labeled and how long it would take, and write nothing")
+    picture: int = option(
+        default=0, help="draw the faces of the first N images with any into reports/<run id>/faces.jpg", metavar="N", ge=0
+    )
+    thumbnails: bool = option(default=True, help="show sample faces in the run's report, cut again from the images")
+    max_error_share: float = option(
+        default=0.5, help="exit with code 3 when more than this share of the images failed", metavar="SHARE", ge=0, le=1
+    )
+    alarm_command: str = option(
+        default="", help="run this command then, without a shell; the summary comes as JSON on its standard input", metavar="COMMAND"
+    )
+    batch_size: int = option(default=64, help="images whose faces go through the model together", metavar="N", gt=0, group="Resources")
+    keep_days: float = option(default=7.0, help="remove unfinished work that nobody touched for so many days", metavar="DAYS", gt=0)
     workers: int | None = option(
-        None,
-        "labeling processes, one CPU each; a cluster may grow for them (default: one for each CPU that it has)",
+        default=None,
+        help="labeling processes, one CPU each; a cluster may grow for them (default: one for each CPU that it has)",
+        metavar="N",
+        gt=0,
+        group="Resources",
     )
     gpus: float | None = option(
-        None,
-        "GPUs for the model, in processes of their own: 2, 0.5 for half of one, 0 to keep it on the CPUs (default: those that are free)",
+        default=None,
+        help="GPUs for the model, in processes of their own; 0.5 is half of one, 0 keeps it on the CPUs (default: those that are free)",
+        metavar="N",
+        ge=0,
+        group="Resources",
     )
     labeling: LabelingConfig = field(default_factory=LabelingConfig)
 
     def __post_init__(self) -> None:
         check(bool(self.output) or not self.input, "Where to? Give --output FOLDER for the tables.")
-        check(self.limit is None or self.limit > 0, "The setting limit must be above 0.")
-        check(self.workers is None or self.workers > 0, "The setting workers must be above 0.")
         if self.gpus:
             check_part(self, "gpus")
-        check_share(self, "max_error_share")
-        check_positive(self, "batch_size", "keep_days")
         parts = urlsplit(self.s3_endpoint)
         plain = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
         check(not self.s3_endpoint or bool(plain), _ENDPOINT_RULE)

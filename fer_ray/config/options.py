@@ -1,34 +1,164 @@
-"""What every config class is made of: fields that are also command-line flags, and checks that end in a sentence."""
+"""What every config class is made of: fields that are also command-line flags, and checks that end in a sentence.
+
+pydantic checks types, bounds and choices; whatever it finds wrong becomes one sentence that names the setting.
+"""
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Any
+import dataclasses
+import functools
+import os
+import reprlib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+import pydantic
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from fer_ray.errors import UsageError
 
+PathText = Annotated[str, pydantic.AfterValidator(os.path.expanduser)]
+"""A path or address, with `~` for the home folder; addresses such as s3://bucket/prefix stay as they are."""
 
-def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that is also a command-line flag."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+Config = TypeVar("Config")
+Option = TypeVar("Option")
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "tuple": "a list"}
+_ADAPTER: Any = pydantic.TypeAdapter
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def option(
+    *,
+    default: Option,
+    help: str,
+    metavar: str = "",
+    group: str = "",
+    choices: tuple[str, ...] = (),
+    gt: float | None = None,
+    ge: float | None = None,
+    lt: float | None = None,
+    le: float | None = None,
+) -> Option:
+    """A field of a config class that is also a command-line flag and a key of YAML files.
+
+    Args:
+        default: What holds where nothing is said.
+        help: One phrase for `--help`.
+        metavar: What stands for the value in `--help`, such as `N`, `DIR` or `SHARE`.
+        group: The heading in `--help`; the class's own where it is empty.
+        choices: The only values that are taken.
+        gt: The value must be above this.
+        ge: At least this.
+        lt: Below this.
+        le: At most this.
+    """
+    shown: Any = {"metavar": metavar, "group": group, "choices": list(choices)}
+    pattern = f"^({'|'.join(choices)})$" if choices else None
+    make: Any = pydantic.Field
+    field: Option = make(default=default, description=help, json_schema_extra=shown, pattern=pattern, gt=gt, ge=ge, lt=lt, le=le)
+    return field
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option, dataclasses.field))
+def config(title: str) -> Callable[[type[Config]], type[Config]]:
+    """Make a frozen class of options, whose checks raise a UsageError; `title` heads them in `--help`."""
+
+    def decorate(cls: type[Config]) -> type[Config]:
+        made: Any = pydantic_dataclass(cls, frozen=True, config=pydantic.ConfigDict(coerce_numbers_to_str=True))
+        made.options_title = title
+        checked = made.__init__
+
+        @functools.wraps(checked)
+        def check_and_say(self: Any, *arguments: Any, **settings: Any) -> None:
+            try:
+                checked(self, *arguments, **settings)
+            except pydantic.ValidationError as error:
+                raise UsageError(f"{_complaint(error, made)}.") from error
+
+        made.__init__ = check_and_say
+        return typing.cast("type[Config]", made)
+
+    return decorate
+
+
+def _complaint(error: pydantic.ValidationError, config_class: Any) -> str:
+    found = error.errors(include_url=False)[0]
+    place = str(found["loc"][0]) if found["loc"] else ""
+    if found["type"] in ("unexpected_keyword_argument", "missing_keyword_only_argument"):
+        return f"{config_class.__name__} has no setting {place!r}"
+    return f"The setting {place} must be {wanted(found)}"
+
+
+def wanted(found: Mapping[str, Any]) -> str:
+    """What pydantic asked for, in words: `above 0, not -1`.
+
+    Args:
+        found: One of a ValidationError's `errors()`.
+    """
+    bounds, value = found.get("ctx", {}), found["input"]
+    for name, word in _BOUNDS.items():
+        if name in bounds:
+            return f"{word} {bounds[name]:g}, not {value}"
+    if found["type"] == "string_pattern_mismatch":
+        return f"one of {', '.join(bounds['pattern'][2:-2].split('|'))}, not {reprlib.repr(value)}"
+    kind = next((words for prefix, words in _KINDS.items() if found["type"].startswith(prefix)), found["msg"])
+    return f"{kind}, not {reprlib.repr(value)}"
+
+
+@dataclass(frozen=True)
+class OptionSpec:
+    """One option of a config class, as flags, YAML files and search spaces need it."""
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+    metavar: str
+    group: str
+    choices: tuple[str, ...]
+    adapter: Callable[[], pydantic.TypeAdapter[Any]]
+
+    @property
+    def kind(self) -> Any:
+        """The type of a value, without the None of what need not be said."""
+        parts = [part for part in typing.get_args(self.annotation) if part is not type(None)]
+        return parts[0] if isinstance(self.annotation, types.UnionType) else self.annotation
+
+    @property
+    def many(self) -> bool:
+        """Whether it takes several values."""
+        return typing.get_origin(self.annotation) is tuple
+
+
+def options_of(config_class: Any) -> dict[str, OptionSpec]:
+    """Every option of a config class and of the config classes inside it, by name."""
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    found: dict[str, OptionSpec] = {}
+    for name, field in config_class.__pydantic_fields__.items():
+        if dataclasses.is_dataclass(hints[name]):
+            found.update(options_of(hints[name]))
+            continue
+        shown = field.json_schema_extra
+        found[name] = OptionSpec(
+            name,
+            hints[name],
+            field.default,
+            field.description,
+            shown["metavar"],
+            shown["group"] or config_class.options_title,
+            tuple(shown["choices"]),
+            functools.partial(_ADAPTER, Annotated[hints[name], field], config=pydantic.ConfigDict(coerce_numbers_to_str=True)),
+        )
+    return found
 
 
 def check(condition: bool, sentence: str) -> None:
     """Raise a UsageError with the sentence unless the condition holds."""
     if not condition:
         raise UsageError(sentence)
-
-
-def check_share(config: Any, *names: str) -> None:
-    """These fields must lie in 0..1."""
-    for name in names:
-        check(0 <= getattr(config, name) <= 1, f"The setting {name} must lie between 0 and 1, not {getattr(config, name)}.")
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """These fields must be above 0."""
-    for name in names:
-        check(getattr(config, name) > 0, f"The setting {name} must be above 0, not {getattr(config, name)}.")
 
 
 def check_part(config: Any, *names: str) -> None:

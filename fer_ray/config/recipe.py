@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fer_ray.config.options import check, check_positive, check_share, option
+from fer_ray.config.options import check, config, option
 from fer_ray.errors import UsageError
 
-MAX_BLOCKS, MAX_WIDTH, MAX_WEIGHTS, MAX_SIDE, MAX_KERNEL = 64, 4096, 400_000_000, 512, 11
-GRAY, RGB = "gray", "rgb"
+MAX_BLOCKS = 64  # blocks of a network, over all stages
+MAX_WIDTH = 4096  # filters or units of a layer
+MAX_WEIGHTS = 400_000_000  # 1.6 GB as float32: what a machine that labels can hold
+MAX_SIDE = 512  # pixels of the input
+MAX_KERNEL = 11  # pixels, as in AlexNet's first layer
+GRAY = "gray"
+RGB = "rgb"
 
 
 @dataclass(frozen=True)
@@ -39,22 +44,31 @@ ARCHITECTURES = {
 PRETRAINED = ("efficientnet_b0", "resnet50_v2", "mobilenet_v2", "vgg16")
 
 
-@dataclass(frozen=True)
+@config("Network")
 class ModelConfig:
     """The network by name, and its sizes; what is left at 0 or empty becomes the architecture's own, and is then in the field."""
 
-    architecture: str = option("residual", "the network", tuple(ARCHITECTURES))
-    image_size: int = option(0, "side of the square input in pixels (default: 48, or 96 for the networks of Keras Applications)")
-    stem: int = option(0, "filters of the first convolution (residual)")
-    widths: tuple[int, ...] = option((), "filters of each stage (own networks)")
-    depths: tuple[int, ...] = option((), "blocks of each stage (residual), convolutions of each stage (vgg)")
-    kernels: tuple[int, ...] = option((), "side of the convolution kernels of each stage, odd (cnn_32_64_128, cnn_64_128_512)")
-    dense: tuple[int, ...] = option((), "units of the fully connected layers before the last (own networks but residual; vgg16)")
-    attention_reduction: int = option(8, "squeeze-and-excitation narrows the channels by this factor; 0 leaves it out (residual)")
-    dropout: float | None = option(None, "share of features dropped while training (default: the architecture's own)")
+    architecture: str = option(default="residual", help="the network", choices=tuple(ARCHITECTURES))
+    image_size: int = option(
+        default=0, help="side of the square input in pixels (default: 48, or 96 for the networks of Keras Applications)", metavar="PIXELS"
+    )
+    stem: int = option(default=0, help="filters of the first convolution (residual)", metavar="N")
+    widths: tuple[int, ...] = option(default=(), help="filters of each stage (own networks)", metavar="N")
+    depths: tuple[int, ...] = option(default=(), help="blocks of each stage (residual), convolutions of each stage (vgg)", metavar="N")
+    kernels: tuple[int, ...] = option(
+        default=(), help="side of the convolution kernels of each stage, odd (cnn_32_64_128, cnn_64_128_512)", metavar="N"
+    )
+    dense: tuple[int, ...] = option(
+        default=(), help="units of the fully connected layers before the last (own networks but residual; vgg16)", metavar="N"
+    )
+    attention_reduction: int = option(
+        default=8, help="squeeze-and-excitation narrows the channels by this factor; 0 leaves it out (residual)", metavar="N"
+    )
+    dropout: float | None = option(
+        default=None, help="share of features dropped while training (default: the architecture's own)", metavar="SHARE"
+    )
 
     def __post_init__(self) -> None:
-        check(self.architecture in ARCHITECTURES, f"The architecture {self.architecture!r} is unknown: upgrade fer_ray, or retrain.")
         defaults = ARCHITECTURES[self.architecture]
         for name in ("image_size", "stem", "widths", "depths", "dense"):
             object.__setattr__(self, name, getattr(self, name) or getattr(defaults, name))
@@ -111,57 +125,69 @@ class ModelConfig:
             raise UsageError(f"The model configuration does not fit the architecture ({error}).") from error
 
 
-@dataclass(frozen=True)
+@config("Augmentation")
 class AugmentationConfig:
     """Random changes of the training images, drawn anew every epoch."""
 
-    flip: bool = option(True, "mirror half of the training images")
-    rotation: float = option(20.0, "rotate by up to this many degrees")
-    zoom: float = option(0.2, "enlarge or shrink by up to this share")
-    shift: float = option(0.1, "shift by up to this share of the side")
-    brightness: float = option(0.15, "brighten or darken by up to this share of the full range")
-    contrast: float = option(0.3, "raise or lower the contrast by up to this share")
-    blur: float = option(0.7, "blur a quarter of the images by up to this many pixels (sigma)")
-    erasing: float = option(0.4, "share of the images of which a rectangle is erased")
-
-    def __post_init__(self) -> None:
-        check_share(self, "shift", "brightness", "contrast", "erasing")
-        check(0 <= self.zoom < 1, f"The setting zoom must lie between 0 and 1, not {self.zoom}.")
-        check(0 <= self.rotation <= 180 and 0 <= self.blur <= 5, "The setting rotation must lie in 0..180 and blur in 0..5.")
+    flip: bool = option(default=True, help="mirror half of the training images")
+    rotation: float = option(default=20.0, help="rotate by up to this many degrees", metavar="DEGREES", ge=0, le=180)
+    zoom: float = option(default=0.2, help="enlarge or shrink by up to this share", metavar="SHARE", ge=0, lt=1)
+    shift: float = option(default=0.1, help="shift by up to this share of the side", metavar="SHARE", ge=0, le=1)
+    brightness: float = option(default=0.15, help="brighten or darken by up to this share of the full range", metavar="SHARE", ge=0, le=1)
+    contrast: float = option(default=0.3, help="raise or lower the contrast by up to this share", metavar="SHARE", ge=0, le=1)
+    blur: float = option(default=0.7, help="blur a quarter of the images by up to this many pixels (sigma)", metavar="PIXELS", ge=0, le=5)
+    erasing: float = option(default=0.4, help="share of the images of which a rectangle is erased", metavar="SHARE", ge=0, le=1)
 
 
-@dataclass(frozen=True)
+@config("Optimization")
 class OptimizationConfig:
     """How the weights are found: everything that `train_epochs` needs beside data, network and augmentation."""
 
-    epochs: int = option(45, "passes over the training images at most")
-    batch_size: int = option(128, "images per step, over all workers")
-    optimizer: str = option("adamw", "the optimizer; sgd has Nesterov momentum 0.9", ("adamw", "adam", "sgd"))
-    learning_rate: float = option(2e-3, "the highest learning rate")
-    weight_decay: float = option(0.05, "decoupled weight decay of adamw and sgd; not on biases and normalisation")
-    schedule: str = option("cosine", "how the learning rate falls: to zero over all epochs, or on a plateau", ("cosine", "plateau"))
-    warmup_epochs: float = option(2.0, "epochs over which the learning rate rises")
-    plateau_patience: int = option(4, "epochs without gain before the learning rate falls (schedule plateau)")
-    plateau_factor: float = option(0.2, "what the learning rate is multiplied with then")
-    patience: int = option(8, "stop after this many epochs without gain in validation accuracy; the best epoch is kept")
-    label_smoothing: float = option(0.1, "probability spread evenly over the classes")
-    mixup: float = option(0.0, "alpha of the Beta distribution that mixes pairs of training images; 0 turns it off")
-    class_weights: str = option("none", "weigh rare classes more, by the inverse of their share or its root", ("none", "root", "balanced"))
-    weight_average: float = option(0.995, "decay per step of the moving average of the weights that is evaluated and saved; 0 turns it off")
-    precision: str = option("auto", "arithmetic of the layers; auto is bfloat16 where the hardware gains", ("auto", "float32", "bfloat16"))
-    frozen_epochs: int = option(0, "epochs with a frozen base first (networks of Keras Applications and --start-from)")
-    fine_tune_from: float = option(0.0, "share of the base's layers, from the input, that stays frozen afterwards")
-    seed: int = option(7, "seed of initial weights, order and augmentation")
+    epochs: int = option(default=45, help="passes over the training images at most", metavar="N", gt=0)
+    batch_size: int = option(default=128, help="images per step, over all workers", metavar="N", gt=0)
+    optimizer: str = option(default="adamw", help="the optimizer; sgd has Nesterov momentum 0.9", choices=("adamw", "adam", "sgd"))
+    learning_rate: float = option(default=2e-3, help="the highest learning rate", metavar="RATE", gt=0)
+    weight_decay: float = option(
+        default=0.05, help="decoupled weight decay of adamw and sgd; not on biases and normalisation", metavar="RATE", ge=0
+    )
+    schedule: str = option(
+        default="cosine", help="how the learning rate falls: to zero over all epochs, or on a plateau", choices=("cosine", "plateau")
+    )
+    warmup_epochs: float = option(default=2.0, help="epochs over which the learning rate rises", metavar="N", ge=0)
+    plateau_patience: int = option(
+        default=4, help="epochs without gain before the learning rate falls (schedule plateau)", metavar="N", gt=0
+    )
+    plateau_factor: float = option(default=0.2, help="what the learning rate is multiplied with then", metavar="FACTOR", gt=0, lt=1)
+    patience: int = option(
+        default=8, help="stop after this many epochs without gain in validation accuracy; the best epoch is kept", metavar="N", gt=0
+    )
+    label_smoothing: float = option(default=0.1, help="probability spread evenly over the classes", metavar="SHARE", ge=0, lt=1)
+    mixup: float = option(
+        default=0.0, help="alpha of the Beta distribution that mixes pairs of training images; 0 turns it off", metavar="ALPHA", ge=0
+    )
+    class_weights: str = option(
+        default="none", help="weigh rare classes more, by the inverse of their share or its root", choices=("none", "root", "balanced")
+    )
+    weight_average: float = option(
+        default=0.995,
+        help="decay per step of the moving average of the weights that is evaluated and saved; 0 turns it off",
+        metavar="DECAY",
+        ge=0,
+        lt=1,
+    )
+    precision: str = option(
+        default="auto", help="arithmetic of the layers; auto is bfloat16 where the hardware gains", choices=("auto", "float32", "bfloat16")
+    )
+    frozen_epochs: int = option(
+        default=0, help="epochs with a frozen base first (networks of Keras Applications and --start-from)", metavar="N", ge=0
+    )
+    fine_tune_from: float = option(
+        default=0.0, help="share of the base's layers, from the input, that stays frozen afterwards", metavar="SHARE", ge=0, le=1
+    )
+    seed: int = option(default=7, help="seed of initial weights, order and augmentation", metavar="N")
 
-    def __post_init__(self) -> None:
-        check_positive(self, "epochs", "batch_size", "learning_rate", "patience", "plateau_patience")
-        check(min(self.weight_decay, self.warmup_epochs, self.mixup, self.frozen_epochs) >= 0, "The settings must not be negative.")
-        check(0 <= self.label_smoothing < 1 and 0 <= self.weight_average < 1, "label_smoothing and weight_average must lie in 0..1.")
-        check(0 < self.plateau_factor < 1, f"The setting plateau_factor must lie between 0 and 1, not {self.plateau_factor}.")
-        check_share(self, "fine_tune_from")
 
-
-@dataclass(frozen=True)
+@config("Recipe")
 class Recipe:
     """Everything that makes a model from data; a bundle records it."""
 

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.options import check, check_part, check_positive, option
+from fer_ray.config.options import PathText, check, check_part, config, option
 from fer_ray.config.recipe import Recipe
 
 
-@dataclass(frozen=True)
+@config("The training")
 class TrainConfig:
     """What `jobs/train.py` can be told."""
 
-    output: str = option("", "folder to write the model bundle to; must not exist yet (required)")
-    weights: str = option("imagenet", "initial weights of Keras Applications: imagenet (a download), none, or a Keras weights file")
-    start_from: str = option("", "bundle to fine-tune: its network is taken, with a new last layer where the classes differ")
-    resume: bool = option(False, "go on from the last checkpoint of a training into the same output that was ended")
-    workers: int = option(1, "Ray Train workers with synchronised gradients; each takes a share of every batch")
-    cpus_per_worker: float | None = option(None, "CPUs reserved for each worker (default: one, with the threads of an equal share)")
-    use_gpu: bool = option(False, "give every worker a GPU of the cluster")
-    max_failures: int = option(2, "how often a dead worker is replaced before the training fails")
+    output: PathText = option(default="", help="folder to write the model bundle to; must not exist yet (required)", metavar="DIR")
+    weights: PathText = option(
+        default="imagenet",
+        help="initial weights of Keras Applications: imagenet (a download), none, or a Keras weights file",
+        metavar="FILE",
+    )
+    start_from: PathText = option(
+        default="", help="bundle to fine-tune: its network is taken, with a new last layer where the classes differ", metavar="DIR"
+    )
+    resume: bool = option(default=False, help="go on from the last checkpoint of a training into the same output that was ended")
+    workers: int = option(
+        default=1,
+        help="Ray Train workers with synchronised gradients; each takes a share of every batch",
+        metavar="N",
+        gt=0,
+        group="Resources",
+    )
+    cpus_per_worker: float | None = option(
+        default=None,
+        help="CPUs reserved for each worker (default: one, with the threads of an equal share)",
+        metavar="N",
+        group="Resources",
+    )
+    use_gpu: bool = option(default=False, help="give every worker a GPU of the cluster", group="Resources")
+    max_failures: int = option(
+        default=2, help="how often a dead worker is replaced before the training fails", metavar="N", ge=0, group="Resources"
+    )
     data: DatasetConfig = field(default_factory=DatasetConfig)
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
         check_part(self, "cpus_per_worker")
-        check_positive(self, "workers")
-        check(self.max_failures >= 0, "The setting max_failures must not be negative.")
         even = self.recipe.optimization.batch_size % self.workers == 0
         check(even, f"The batch of {self.recipe.optimization.batch_size} images cannot be shared evenly by {self.workers} workers.")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fer_ray.cli.run import parse
+from fer_ray.cli.flags import parse
 from fer_ray.config.label import LabelConfig
 from fer_ray.config.train import TrainConfig
 from fer_ray.errors import UsageError
@@ -31,11 +31,12 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) 
     ("content", "complaint"),
     [
         ("colour: red", "'colour'"),
-        ("batch_size: many", "'batch_size' in .* must be a int"),
+        ("batchsize: 8", "did you mean batch_size?"),
+        ("batch_size: many", "'batch_size' in .* must be a whole number, not 'many'"),
         ("limit: true", "'limit'"),
         ("- 1", "name: value"),
         ("a: [", "cannot be read"),
-        ("min_face_score: 2", "between 0 and 1"),
+        ("min_face_score: 2", "must be at most 1, not 2"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, complaint: str) -> None:
@@ -54,9 +55,22 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, complaint
         (["--output", "o", "--limit", "0"], "limit"),
         (["--output", "o", "--limit", "few"], "few"),
         (["--output", "o", "--max-megapixels", "1000"], "178"),
-        (["--outptu", "o"], "--outptu"),
+        (["--outptu", "o"], "--outptu. Did you mean --output?"),
+        (["--output", "o", "--min-face-score", "2"], "at most 1, not 2"),
     ],
 )
 def test_a_wrong_command_line_is_refused_by_name(arguments: list[str], complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         label(*arguments)
+
+
+def test_a_recipe_of_the_package_is_named_and_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("dataset: ~/faces\noutput: ~/model\nferplus: ~/votes.csv\n")
+    config = parse(TrainConfig, ["--config", "~/c.yaml"])
+    assert (config.data.dataset, config.output, config.data.ferplus) == (
+        f"{tmp_path}/faces",
+        f"{tmp_path}/model",
+        (f"{tmp_path}/votes.csv",),
+    )
+    assert parse(TrainConfig, ["--config", "ferplus", "--dataset", "d", "--output", "o"]).recipe.model.attention_reduction == 0

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from pages import Page
 
-from fer_ray.cli.run import parse
+from fer_ray.cli.flags import parse
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.evaluate import EvaluateConfig
 from fer_ray.config.recipe import ModelConfig

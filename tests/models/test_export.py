@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from stores import S3Server
 
-from fer_ray.cli.run import parse
+from fer_ray.cli.flags import parse
 from fer_ray.config.crop import CropGeometry
 from fer_ray.config.export import EXPORT_FORMATS, ExportConfig
 from fer_ray.config.recipe import ModelConfig

@@ -60,7 +60,7 @@ def uploaded(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_upload_is_small_and_holds_what_a_job_needs_and_nothing_else(uploaded: zipfile.ZipFile) -> None:
     names = uploaded.namelist()
     assert sum(file.file_size for file in uploaded.infolist()) < MOST_MEGABYTES * 1e6
-    assert {name.split("/")[0] for name in names} == {"fer_ray", "jobs", "recipes", "constraints.txt", "runtime-env.yaml"}
+    assert {name.split("/")[0] for name in names} == {"fer_ray", "jobs", "constraints.txt", "runtime-env.yaml"}
     tracked = subprocess.run(["git", "ls-files", "fer_ray", "jobs"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {name for name in names if name.startswith(("fer_ray/", "jobs/"))} >= set(tracked.stdout.split())
     assert {f"fer_ray/models/bundled/{model}/model.keras" for model in ("ferplus", "fer2013")} <= set(names)

@@ -17,7 +17,7 @@ from heads import Head
 from stores import free_port
 
 from fer_ray import Labeler
-from fer_ray.cli.run import parse
+from fer_ray.cli.flags import parse
 from fer_ray.config.train import TrainConfig
 
 IMAGES = 300

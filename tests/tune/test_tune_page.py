@@ -14,7 +14,7 @@ import pytest
 import yaml
 from pages import Page
 
-from fer_ray.cli.run import parse
+from fer_ray.cli.flags import parse
 from fer_ray.config.train import TrainConfig
 from fer_ray.errors import UsageError
 from fer_ray.io.storage import Storage

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 import yaml
 
-from fer_ray.config.flat import Kinds, convert
+from fer_ray.config.flat import convert
+from fer_ray.config.options import OptionSpec
 from fer_ray.errors import UsageError
 from fer_ray.tune.space.parameter import CHOICE, CONSTANT, RANGES, Parameter
 
@@ -79,9 +79,9 @@ def _wrong_line(error: yaml.YAMLError, text: str) -> int:
 class SpaceFile:
     """The parameters of each setting, in the order of the file: `read` gives one group of alternatives for each setting."""
 
-    def __init__(self, text: str, file: str, kinds: Kinds) -> None:
+    def __init__(self, text: str, file: str, options: Mapping[str, OptionSpec]) -> None:
         self._document = _Document(text, file)
-        self._kinds = kinds
+        self._options = options
         self._groups: dict[str, tuple[Parameter, ...]] = {}
 
     def read(self) -> tuple[tuple[Parameter, ...], ...]:
@@ -94,8 +94,8 @@ class SpaceFile:
         if not isinstance(root, yaml.MappingNode):
             raise UsageError(f"{self._document.file}:1: a search space is one `setting: values` a line.")
         for name, key_node, node in self._document.items(root):
-            if name not in self._kinds:
-                self._document.refuse(key_node, f"{name!r} is no setting of a recipe: {_suggest(name, self._kinds)}")
+            if name not in self._options:
+                self._document.refuse(key_node, f"{name!r} is no setting of a recipe: {_suggest(name, self._options)}")
             self._groups[name] = self._alternatives(name, node)
         if all(parameter.fixed for group in self._groups.values() for parameter in group):
             self._document.refuse(root, "the space has nothing to search: give one setting a choice or a range.")
@@ -135,7 +135,7 @@ class SpaceFile:
         return dataclasses.replace(parameter, conditions=conditions, line=line)
 
     def _value(self, name: str, node: yaml.Node) -> Any:
-        value = convert(name, self._document.plain(node), *self._kinds[name], self._document.place(node))
+        value = convert(self._document.plain(node), self._options[name], self._document.place(node))
         if isinstance(value, float) and not math.isfinite(value):
             self._document.refuse(node, f"{name} needs a number here, not {value}.")
         return value
@@ -155,7 +155,7 @@ class SpaceFile:
         return Parameter(name, name, CHOICE, tuple(values), lines=tuple(item.start_mark.line + 1 for item in node.value))
 
     def _range(self, name: str, kind: str, key_node: yaml.Node, node: yaml.Node, step_node: yaml.Node | None) -> Parameter:
-        field_kind = self._kinds[name][1]
+        field_kind = self._options[name].kind
         if field_kind not in (int, float):
             self._document.refuse(key_node, f"{name} takes no numbers between two ends: use {{choice: [a, b]}}.")
         draft = Parameter(name, name, kind, real=field_kind is float)
@@ -194,8 +194,8 @@ class SpaceFile:
         return tuple((other, self._condition(name, other, key, value)) for other, key, value in self._document.items(node))
 
     def _condition(self, name: str, other: str, key_node: yaml.Node, node: yaml.Node) -> tuple[Any, ...]:
-        if other not in self._kinds:
-            self._document.refuse(key_node, f"{other!r} is no setting of a recipe: {_suggest(other, self._kinds)}")
+        if other not in self._options:
+            self._document.refuse(key_node, f"{other!r} is no setting of a recipe: {_suggest(other, self._options)}")
         group = self._groups.get(other)
         if not group or other == name:
             self._document.refuse(key_node, f"{name} depends on {other}, which must stand further up in the file, with a choice.")
@@ -221,8 +221,7 @@ class SpaceFile:
         """A list of values; for a setting that is itself a list, a list of lists."""
         if not isinstance(node, yaml.SequenceNode):
             return False
-        origin: Any = typing.get_origin(self._kinds[other][1])
-        return origin is not tuple or any(isinstance(item, yaml.SequenceNode) for item in node.value)
+        return not self._options[other].many or any(isinstance(item, yaml.SequenceNode) for item in node.value)
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from fer_ray.config.flat import build, option_kinds
-from fer_ray.config.options import check
+from fer_ray.config.flat import build
+from fer_ray.config.options import check, options_of
 from fer_ray.config.recipe import Recipe
 from fer_ray.errors import UsageError
 from fer_ray.tune.space.parameter import Parameter, Trial
@@ -176,7 +176,7 @@ def parse_space(text: str, file: str) -> Space:
     Raises:
         UsageError: something in it is wrong: the sentence names the line.
     """
-    space = Space(file, text, SpaceFile(text, file, option_kinds(Recipe)).read())
+    space = Space(file, text, SpaceFile(text, file, options_of(Recipe)).read())
     generator = np.random.default_rng(0)
     for parameter in space.parameters:
         for value in parameter.bounds():

@@ -1,0 +1,152 @@
+"""The command `fer-ray`: the jobs by name, and the way from its first word to one of them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from fer_ray.errors import EXIT_DONE, EXIT_USAGE, UsageError
+
+_EXIT_CODES = {
+    0: "done",
+    1: "failed: try again",
+    2: "wrong usage or configuration: nothing was written",
+    3: "done, but too many images failed",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: where its options and its function are, both loaded when they are needed.
+
+    Args:
+        name: The word behind `fer-ray`.
+        help: What it does, in one sentence.
+        config: Its class of options, as `module:class`.
+        function: What does the work, as `module:function`: a configuration in, the summary out, with an exit code where the job has
+            more than one.
+        exit_codes: Those that it may end with.
+        after_interruption: What to do after it was interrupted.
+    """
+
+    name: str
+    help: str
+    config: str
+    function: str
+    exit_codes: tuple[int, ...] = (0, 1, 2)
+    after_interruption: str = "start the same command again"
+
+    @property
+    def config_class(self) -> Any:
+        """The class of its options."""
+        return _load(self.config)
+
+    @property
+    def epilogue(self) -> str:
+        """The end of its help."""
+        codes = "; ".join(f"{code} {_EXIT_CODES[code]}" for code in self.exit_codes)
+        return f"Exit codes: {codes}. The last line of the output is a summary in JSON."
+
+    def run(self, config: Any) -> tuple[Mapping[str, Any], int]:
+        """Do the work; gives the summary and the exit code."""
+        answer = _load(self.function)(config)
+        return answer if isinstance(answer, tuple) else (answer, EXIT_DONE)
+
+
+def _load(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return loaded
+
+
+_JOBS = (
+    Job(
+        "label",
+        "Label the emotion of every face in folders or buckets of photographs and write Parquet tables.",
+        "fer_ray.config.label:LabelConfig",
+        "fer_ray.label.job:label",
+        exit_codes=(0, 1, 2, 3),
+        after_interruption="start the same command again to finish the run",
+    ),
+    Job(
+        "train",
+        "Train an emotion model on labeled faces, calibrate it, and save it as a bundle.",
+        "fer_ray.config.train:TrainConfig",
+        "fer_ray.train.job:train",
+        after_interruption="start the same command with --resume to continue after the last checkpoint",
+    ),
+    Job(
+        "tune",
+        "Search hyperparameters with Ray Tune; every trial is a training.",
+        "fer_ray.config.tune:TuneConfig",
+        "fer_ray.tune.job:tune",
+        after_interruption="start the same command with --resume to continue the search",
+    ),
+    Job(
+        "evaluate",
+        "Judge one model or several on labeled faces: figures, pictures and a page.",
+        "fer_ray.config.evaluate:EvaluateConfig",
+        "fer_ray.evaluate.job:evaluate",
+    ),
+    Job(
+        "ensemble",
+        "Make one bundle of several: the mean of their answers or of their weights.",
+        "fer_ray.config.ensemble:EnsembleConfig",
+        "fer_ray.models.ensemble:combine",
+    ),
+    Job(
+        "export",
+        "Write a bundle as ONNX, SavedModel or TFLite, checked on real faces.",
+        "fer_ray.config.export:ExportConfig",
+        "fer_ray.models.export:export",
+    ),
+    Job(
+        "inspect",
+        "Look at a data set: counts, findings, duplicates, a sheet of sample faces.",
+        "fer_ray.config.inspect:InspectConfig",
+        "fer_ray.data.inspect:inspect",
+    ),
+)
+JOBS = {job.name: job for job in _JOBS}
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command: `fer-ray JOB [--flags]`. Ends the process with the job's exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in JOBS:
+        from fer_ray.cli.run import run_job
+
+        run_job(JOBS[given[0]], given[1:])
+    try:
+        _overview(given)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USAGE)
+    sys.exit(EXIT_DONE)
+
+
+def _overview(given: list[str]) -> None:
+    """Answer `--help` and `--version`, and refuse what is no job."""
+    from cyclopts import App
+
+    import fer_ray
+    from fer_ray.cli.flags import one_sentence
+
+    app = App(
+        "fer-ray",
+        help="Emotion labels for image archives, at scale, on Ray. Labels are apparent expressions, not felt emotions.",
+        help_epilogue="`fer-ray JOB --help` lists the flags of a job.",
+        version=fer_ray.__version__,
+        result_action="return_value",
+    )
+    for job in JOBS.values():
+        app.command(_no_job, name=job.name, help=job.help)
+    with one_sentence("fer-ray"):
+        app(given or ["--help"], exit_on_error=False, print_error=False)
+
+
+def _no_job() -> None:
+    """What has a name here is run before this is reached."""
