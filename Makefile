@@ -13,7 +13,7 @@ help: ## list what make can do
 
 demo: .venv/ready ## set up, label real photographs with the bundled model, show the rows
 	$(BIN)/fer-ray label --all --output demo
-	@$(BIN)/python tools/show_demo.py demo
+	$(BIN)/duckdb -init demo/views/duckdb.sql -c "SELECT parse_filename(image_uri) AS image, bbox_x, bbox_y, emotion, round(confidence, 2) AS confidence FROM faces_latest"
 
 test: .venv/ready browser ## set up and pass the tests
 	$(BIN)/python -m pytest
