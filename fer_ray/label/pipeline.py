@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,14 +36,15 @@ from fer_ray.models import bundle
 from fer_ray.schema import ImageEntry, Status
 from fer_ray.vision.sandbox import survivors
 
-PROGRESS_SECONDS = 5.0
-MOST_BLOCKS = 4000
-TASKS_PER_WORKER, LEAST_IMAGES_PER_TASK = 8, 512  # a task costs Ray as much as some images cost the labeler
-STARTS_BEFORE_QUARANTINE = 2
-SECONDS_PER_BATCH = 900
+PROGRESS_SECONDS = 1.0  # between two looks at the counts
+MAX_TASKS = 4000  # of a run: each costs the driver some time and memory
+TASKS_PER_WORKER = 8  # at least, so that all end at about the same time
+MIN_IMAGES_PER_TASK = 512  # a task costs Ray as much as some images cost the labeler
+STARTS_BEFORE_SANDBOX = 2  # a part that ended its process so often is decoded apart
+SECONDS_PER_BATCH = 900  # then the process is ended, and the part counts as one that ended it
 
 
-class LabelsImages(Protocol):
+class EntryLabeler(Protocol):
     """What turns fetched images into labeled ones; `benchmarks/scale.py` puts one in that does nothing."""
 
     model_version: str
@@ -59,7 +60,7 @@ def label_to_staging(
     plan: Plan,
     parts: Sequence[Part],
     report_progress: Callable[[Counter[str], int], None],
-    make_labeler: Callable[[Run], LabelsImages] | None = None,
+    make_labeler: Callable[[Run], EntryLabeler] | None = None,
 ) -> None:
     """Label the images of the parts and leave one file for each part in staging, which makes the part finished.
 
@@ -78,16 +79,16 @@ def label_to_staging(
 
     models = None if make_labeler else start_models(run)
     images = sum(part.rows for part in parts)
-    blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // LEAST_IMAGES_PER_TASK, MOST_BLOCKS)))
+    blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // MIN_IMAGES_PER_TASK, MAX_TASKS)))
+    step = LabelParts(run, plan, progress, make_labeler or functools.partial(FetchingLabeler, models))
     dataset = ray.data.from_items([vars(part) for part in parts], override_num_blocks=blocks).map_batches(
-        LabelParts,
+        step,
         batch_size=None,
         batch_format="pyarrow",
-        fn_constructor_args=(run, plan, progress, make_labeler or functools.partial(FetchingLabeler, models)),
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-        # An actor keeps one CPU busy but asks for half of one, or of a single CPU for nothing: when a node is lost, its
-        # actors must find room on the others. More than there are CPUs ask for whole ones, so that the cluster grows.
-        num_cpus=1 if workers > cpus else 0.5 if cpus > 1 else 0,
+        # Tasks, not actors: Ray gives them processes that have run others before, which keep their labeler, and repeats them
+        # where a process or a node dies. (Actors would open every run with an error of Ray's about their arguments, issue 53727.)
+        compute=ray.data.TaskPoolStrategy(size=workers),
+        num_cpus=1,
     )
     consuming: Future[None] = Future()
     threading.Thread(target=_consume, args=(dataset, consuming), daemon=True).start()
@@ -143,32 +144,24 @@ class LabelParts:
     is written, which waits for the disk or the store, the next is labeled.
     """
 
-    def __init__(self, run: Run, plan: Plan, progress: Any, make_labeler: Callable[[Run], LabelsImages]) -> None:
-        self.run, self.plan, self.progress = run, plan, progress
-        with self._reported():
-            self.labeler = make_labeler(run)
-            if self.labeler.model_version != run.model_version:
-                raise StorageError(f"The model {run.model} changed since the run was planned: start a new run.")
-        self.metrics = LabelingMetrics()
+    def __init__(self, run: Run, plan: Plan, progress: Any, make_labeler: Callable[[Run], EntryLabeler]) -> None:
+        self.run, self.plan, self.progress, self.make_labeler = run, plan, progress, make_labeler
         self.provenance = {
             "model_version": run.model_version,
             "detector_version": run.config.labeling.detector_version,
             "run_id": run.run_id,
         }
-        self.manifest: tuple[int, pq.ParquetFile] = (-1, None)
-        self.opened = ExitStack()
-        atexit.register(os._exit, 0)  # Ray 2.60 can lock up in its own exit handlers, and the process would stay in memory
-        gc.freeze()  # what TensorFlow brought is there to stay; searching it for garbage again and again takes time
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         with self._reported(), ThreadPoolExecutor(1) as writer:
+            process = _Process.of(self)
             written: Future[bool] | None = None
             for row in rows.to_pylist():
                 part = Part(**row)
                 target = staged_file(self.run, self.plan, part)
                 if self.run.storage.find(target) is not None:
                     continue
-                content = self._label_part(part)
+                content = self._label_part(process, part)
                 if written:
                     written.result()
                 written = writer.submit(self.run.storage.write, target, content, replace=False)
@@ -176,11 +169,11 @@ class LabelParts:
                 written.result()
         return rows
 
-    def _label_part(self, part: Part) -> bytes:
+    def _label_part(self, process: _Process, part: Part) -> bytes:
         """The file of a part."""
-        manifest = self._read_manifest(part)
-        suspicious = ray.get(self.progress.start.remote(part.first_row)) > STARTS_BEFORE_QUARANTINE
-        images = list(self._label(manifest, suspicious))
+        manifest = process.read_manifest(part)
+        suspicious = ray.get(self.progress.start.remote(part.first_row)) > STARTS_BEFORE_SANDBOX
+        images = list(self._label(process, manifest, suspicious))
         with pa.BufferOutputStream() as buffer:
             pq.write_table(staging_table(manifest, images, self.provenance), buffer, compression="zstd")
             return bytes(buffer.getvalue())
@@ -194,22 +187,50 @@ class LabelParts:
             ray.get(self.progress.fail.remote(str(error)))
             raise
 
-    def _read_manifest(self, part: Part) -> pa.Table:
-        if part.file != self.manifest[0]:
-            self.opened.close()
-            self.manifest = part.file, self.opened.enter_context(open_manifest(self.run, self.plan, part.file))
-        return self.manifest[1].read_row_group(part.group)
-
-    def _label(self, manifest: pa.Table, suspicious: bool) -> Iterator[LabeledImage]:
+    def _label(self, process: _Process, manifest: pa.Table, suspicious: bool) -> Iterator[LabeledImage]:
         entries = [ImageEntry(**{k: v for k, v in row.items() if k != "row_number"}) for row in manifest.to_pylist()]
         for start in range(0, len(entries), self.run.config.batch_size):
             batch = entries[start : start + self.run.config.batch_size]
             faulthandler.dump_traceback_later(SECONDS_PER_BATCH, exit=True)  # a codec that hangs must not stop the night
-            images = self.labeler.label_entries(batch, suspicious)
+            images = process.labeler.label_entries(batch, suspicious)
             faulthandler.cancel_dump_traceback_later()
             self.progress.add.remote(_counts(images))
-            self.metrics.add(images, self.labeler.stage_seconds)
+            process.metrics.add(images, process.labeler.stage_seconds)
             yield from images
+
+
+class _Process:
+    """What a process of Ray keeps from one task of a run to the next: the labeler above all, which takes seconds to load."""
+
+    _here: ClassVar[dict[str, _Process]] = {}
+
+    def __init__(self, step: LabelParts) -> None:
+        self.run, self.plan = step.run, step.plan
+        self.labeler = step.make_labeler(step.run)
+        if self.labeler.model_version != step.run.model_version:
+            raise StorageError(f"The model {step.run.model} changed since the run was planned: start a new run.")
+        self.metrics = LabelingMetrics()
+        self.manifest: tuple[int, pq.ParquetFile] = (-1, None)
+        self.opened = ExitStack()
+        gc.freeze()  # what TensorFlow brought is there to stay; searching it for garbage again and again takes time
+
+    @classmethod
+    def of(cls, step: LabelParts) -> _Process:
+        """This process's own; another run of the same driver takes its place."""
+        key = f"{step.run.output} {step.run.run_id} {step.plan.started_at}"
+        if key not in cls._here:
+            if not cls._here:
+                atexit.register(os._exit, 0)  # Ray 2.60 can lock up in its own exit handlers, and the process would stay in memory
+            cls._here.clear()
+            cls._here[key] = cls(step)
+        return cls._here[key]
+
+    def read_manifest(self, part: Part) -> pa.Table:
+        """The rows of a part; the file stays open for the next."""
+        if part.file != self.manifest[0]:
+            self.opened.close()
+            self.manifest = part.file, self.opened.enter_context(open_manifest(self.run, self.plan, part.file))
+        return self.manifest[1].read_row_group(part.group)
 
 
 class FetchingLabeler:

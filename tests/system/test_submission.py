@@ -100,7 +100,7 @@ def test_a_stopped_job_ends_soon_leaves_nothing_running_and_goes_on_when_submitt
     finished = staged(tmp_path / "out")
     head.submit("again", "label", *line, wait=False)
     wait_for(lambda: staged(tmp_path / "out") >= finished + 4, head, "again")
-    assert all(any("MapWorker" in name for name in head.processes(node).values()) for node in head.nodes), "both nodes label"
+    assert all(any("LabelParts" in name for name in head.processes(node).values()) for node in head.nodes), "both nodes label"
     head.kill(head.nodes[0])
     wait_for(lambda: head.info("again")["status"] in ("SUCCEEDED", "FAILED"), head, "again")
     assert json.loads(head.logs("again")[-1])["images_total"] == IMAGES
