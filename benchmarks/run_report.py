@@ -13,7 +13,7 @@ from pathlib import Path
 from run_tables import write_run
 
 from fer_ray.label.report.page import write_report
-from fer_ray.label.report.summary import FACE_COLUMNS, IMAGE_COLUMNS, batches
+from fer_ray.label.report.summarize import FACE_COLUMNS, IMAGE_COLUMNS, read_batches
 
 SHARES = (0.1, 0.05, 0.05, 0.1, 0.3, 0.25, 0.1, 0.05)
 
@@ -25,7 +25,7 @@ def main(rows: int) -> None:
             run, row = other.apply(write_run, (Path(output), "night", 20, SHARES, rows, folders, rows // 20))
         started = time.perf_counter()
         for table, columns in (("images", IMAGE_COLUMNS), ("faces", FACE_COLUMNS)):
-            for _ in batches(run, table, columns):
+            for _ in read_batches(run, table, columns):
                 pass
         read, before = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import html
 import json
@@ -15,8 +16,10 @@ from urllib.parse import urlsplit
 import jinja2
 from markupsafe import Markup
 
+from fer_ray.reporting.responsible_use import RESPONSIBLE_USE
 from fer_ray.text import NO_BREAK_SPACE, duration, percent, plural, sanitize
 
+NOTHING = "\N{EN DASH}"  # where a table has no figure
 _TEMPLATES = "fer_ray.reporting"
 
 
@@ -68,6 +71,22 @@ def shorten(words: str, length: int) -> str:
     return words if len(words) <= length else f"{words[: length // 2]}\N{HORIZONTAL ELLIPSIS}{words[-length // 2 + 1 :]}"
 
 
+def share(part: float, total: float, digits: int = 1) -> str:
+    """A part's share in percent; a dash where there is nothing to have a share of."""
+    return percent(part / total, digits) if total else NOTHING
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points."""
+    rounded = f"{100 * difference:+.1f}"
+    return "0.0" if float(rounded) == 0 else rounded.replace("-", "\N{MINUS SIGN}")
+
+
+def utc(moment: datetime.datetime) -> str:
+    """A moment to the second."""
+    return f"{moment.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 @cache
 def _environment(package: str) -> jinja2.Environment:
     loader = jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in (package, _TEMPLATES)])
@@ -87,8 +106,13 @@ def _environment(package: str) -> jinja2.Environment:
         "duration": duration,
         "link": link,
         "percent": percent,
+        "points": points,
+        "share": share,
         "shorten": shorten,
+        "thousands": "{:,}".format,
+        "utc": utc,
     }
+    environment.globals |= {"NOTHING": NOTHING, "RESPONSIBLE_USE": " ".join(RESPONSIBLE_USE)}
     return environment
 
 

@@ -28,8 +28,8 @@
     const counts = faces.map(sum);
     const total = sum(counts);
     const before = sum(earlier());
-    const most = Math.max(...counts, 1);
-    all("#emotions tr[data-emotion]").forEach((row) => {
+    const highest = Math.max(...counts, 1);
+    all("#emotion-shares tr[data-emotion]").forEach((row) => {
       const at = data.emotions.indexOf(row.dataset.emotion);
       const points = Math.round(1000 * (counts[at] / total - earlier()[at] / before)) / 10;
       cells(row, {
@@ -37,7 +37,7 @@
         share: percent(counts[at], total),
         before: percent(earlier()[at], before),
         change: total && before ? `${points < 0 ? "\u2212" : points > 0 ? "+" : ""}${Math.abs(points).toFixed(1)}` : "\u2013",
-        width: `${(100 * counts[at]) / most}%`,
+        width: `${(100 * counts[at]) / highest}%`,
       });
       row.classList.toggle("chosen", chosen.emotion === row.dataset.emotion);
     });
@@ -46,14 +46,14 @@
   function showConfidence(faces) {
     const wanted = chosen.emotion === "" ? faces : [faces[data.emotions.indexOf(chosen.emotion)]];
     const bins = wanted[0].map((_, bin) => sum(wanted.map((counts) => counts[bin])));
-    const most = Math.max(...bins, 1);
+    const highest = Math.max(...bins, 1);
     all("#confidence .bars span").forEach((bar, bin) => {
-      bar.style.height = `${(100 * bins[bin]) / most}%`;
+      bar.style.height = `${(100 * bins[bin]) / highest}%`;
       bar.classList.toggle("none", bins[bin] === 0);
       bar.title = `${bar.dataset.range}: ${whole(bins[bin])} faces`;
     });
     document.getElementById("confidence-faces").textContent = whole(sum(bins));
-    document.getElementById("confidence-most").textContent = whole(Math.max(...bins));
+    document.getElementById("confidence-highest").textContent = whole(Math.max(...bins));
   }
 
   function showStatuses() {
@@ -72,7 +72,7 @@
     all(".errors tr[data-status], .faces figure").forEach((element) => {
       element.hidden = !fits(element);
     });
-    all("#folders tr[data-folder]").forEach((row) => row.classList.toggle("faint", !fits(row)));
+    all("#folder-shares tr[data-folder]").forEach((row) => row.classList.toggle("faint", !fits(row)));
     all(".samples section").forEach((section) => {
       section.hidden = !section.querySelector("figure:not([hidden])");
     });
@@ -83,9 +83,9 @@
 
   function show() {
     const faces = data.emotions.map((_, emotion) =>
-      data.edges.map((_, bin) => sum(folders().map((folder) => folder.faces[emotion][bin]))),
+      Array.from({ length: data.bins }, (_, bin) => sum(folders().map((folder) => folder.faces[emotion][bin]))),
     );
-    if (document.getElementById("emotions")) {
+    if (document.getElementById("emotion-shares")) {
       showEmotions(faces);
       showConfidence(faces);
     }
