@@ -28,6 +28,17 @@ class DatasetError(UsageError):
     """A data set that cannot be read as one of the known layouts."""
 
 
+class MissingSplitError(DatasetError):
+    """A data set without the split that was asked for; `splits` are those that it has."""
+
+    def __init__(self, message: str, splits: tuple[str, ...]) -> None:
+        super().__init__(message, splits)
+        self.splits = splits
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class TrainingError(FerRayError):
     """A training that cannot go on; what it has reached so far is kept."""
 

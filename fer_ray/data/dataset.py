@@ -11,10 +11,10 @@ import numpy as np
 from fer_ray.config.dataset import SPLITS, TRAIN, DatasetConfig
 from fer_ray.config.recipe import GRAY
 from fer_ray.data.duplicates import Copy, describe, find_duplicates, leaked
-from fer_ray.data.images import Faces, read_faces
+from fer_ray.data.images import DecodedImages, read_images
 from fer_ray.data.layouts import find_layout
-from fer_ray.data.splits import Labeled, divide_and_label
-from fer_ray.errors import DatasetError
+from fer_ray.data.splits import LabeledSamples, split_and_label
+from fer_ray.errors import DatasetError, MissingSplitError
 from fer_ray.io.storage import Storage
 from fer_ray.text import first_few, plural
 from fer_ray.typing import Float32Array, Int64Array, UInt8Array
@@ -24,8 +24,11 @@ from fer_ray.typing import Float32Array, Int64Array, UInt8Array
 class Split:
     """Labeled face images.
 
-    `images` (n, side, side) gray or (n, side, side, 3) RGB uint8; `labels` (n,) int64, indices into the classes; `targets` (n, classes)
-    float32, the probabilities to be learnt: one-hot, or the distribution of the votes; `names` say where each image came from.
+    Attributes:
+        images: (n, side, side) gray or (n, side, side, 3) RGB.
+        labels: indices into the classes, (n,).
+        targets: the probabilities to be learnt, (n, classes): one-hot, or the distribution of the votes.
+        names: where each image came from.
     """
 
     images: UInt8Array
@@ -46,7 +49,11 @@ class Split:
 class Dataset:
     """The splits that were asked for (`train`, `validation`, `test`) over one list of classes.
 
-    `sha256` is a hash over all that was read; `findings` are sentences about what was left out or looks wrong.
+    Attributes:
+        classes: canonical emotion names, in the order of the labels.
+        splits: the labeled images, by the name of the split.
+        sha256: a hash over all that was read.
+        findings: sentences about what was left out or looks wrong.
     """
 
     classes: tuple[str, ...]
@@ -64,76 +71,97 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Gathered:
-    """What lies in a data set, before training images that stand in validation or test too are left out.
+class RawDataset:
+    """What lies in a data set, before training images that are in validation or test too are left out.
 
-    `labeled` and `faces` have the same keys and lengths; splits that were only hashed have no images. `duplicates` are the
-    places of every image that has several of them.
+    Attributes:
+        classes: names of the classes, in the order of the labels.
+        labeled: samples, labels and targets, by split.
+        faces: images and hashes in the order of `labeled`, by split; splits that were only hashed have no images.
+        duplicates: the places of every image that is there several times.
+        findings: sentences about what was left out or looks wrong.
     """
 
     classes: tuple[str, ...]
-    labeled: dict[str, Labeled]
-    faces: dict[str, Faces]
+    labeled: dict[str, LabeledSamples]
+    faces: dict[str, DecodedImages]
     duplicates: list[list[Copy]]
     findings: tuple[str, ...]
 
 
 def load_dataset(config: DatasetConfig, image_size: int, color: str = GRAY, splits: tuple[str, ...] = ("train", "validation")) -> Dataset:
-    """The splits asked for, `gray` or `rgb`, `image_size` pixels a side, in the order of their images' names.
+    """Read a data set, check it, and leave out what must not be trained on.
 
     Classes are canonical emotion names in alphabetical order: those of the data set, all eight with FER+, or `config.classes`.
     A validation split that the data set lacks is drawn from train. Images that cannot be used are left out and told in
-    `findings`; so are, unless `keep_duplicates`, training images whose very pixels stand in validation or test. What is not
+    `findings`; so are, unless `keep_duplicates`, training images whose very pixels are in validation or test. What is not
     square is stretched.
 
+    Args:
+        config: where the data set lies and how its labels are read.
+        image_size: side of the images, in pixels.
+        color: `gray` or `rgb`.
+        splits: those that are needed.
+
+    Returns:
+        The splits, each in the order of its images' names.
+
     Raises:
+        MissingSplitError: the data set lacks one of the splits.
         DatasetError: no known layout, a split or class that is missing or mostly broken, or votes of other images.
         StorageError: the place cannot be read with these credentials.
     """
-    gathered = gather(config, image_size, color, splits)
-    findings, left_out = list(gathered.findings), leaked(gathered.duplicates)
+    raw = read_raw(config, image_size, color, splits)
+    findings, left_out = list(raw.findings), leaked(raw.duplicates)
     if left_out:
-        names = first_few(gathered.labeled[TRAIN].samples[position].name for position in left_out)
-        done = "Used in training (keep_duplicates), though" if config.keep_duplicates else "Left out of train, since"
-        findings.append(f"{done} they stand in validation or test too: {plural(len(left_out), 'image')} ({names}).")
-    digest = hashlib.sha256("\n".join(gathered.classes).encode())
+        names = first_few(raw.labeled[TRAIN].samples[position].name for position in left_out)
+        what = "Used in training (keep_duplicates), though" if config.keep_duplicates else "Left out of train, since"
+        findings.append(f"{what} they are in validation or test too: {plural(len(left_out), 'image')} ({names}).")
+    digest = hashlib.sha256("\n".join(raw.classes).encode())
     loaded = {}
     for split in sorted(splits, key=SPLITS.index):
-        without = left_out if split == TRAIN and not config.keep_duplicates else ()
-        loaded[split] = _split(gathered, split, without, digest)
-        findings += _missing_classes(loaded[split], split, gathered.classes)
-    return Dataset(gathered.classes, loaded, digest.hexdigest(), tuple(findings))
+        excluded = left_out if split == TRAIN and not config.keep_duplicates else ()
+        loaded[split] = _split(raw, split, excluded, digest)
+        findings += _missing_classes(loaded[split], split, raw.classes)
+    return Dataset(raw.classes, loaded, digest.hexdigest(), tuple(findings))
 
 
-def gather(
+def read_raw(
     config: DatasetConfig, image_size: int, color: str = GRAY, splits: tuple[str, ...] | None = None, keep_images: bool = True
-) -> Gathered:
-    """Find, label, divide and read; all splits there are, or those asked for and, where train is among them, the others' hashes.
+) -> RawDataset:
+    """Find, label, divide and read.
 
-    Without `keep_images` there are only hashes of all.
+    Args:
+        config: where the data set lies and how its labels are read.
+        image_size: side of the images, in pixels.
+        color: `gray` or `rgb`.
+        splits: those that are needed, by default all that there are; where train is among them, the others are hashed too.
+        keep_images: whether to keep the images, or only the hashes.
 
     Raises:
         DatasetError, StorageError: as `load_dataset`.
     """
     storage = Storage(config.s3_endpoint)
     layout = find_layout(config.dataset, storage)
-    classes, labeled, findings = divide_and_label(layout.samples, config, storage, splits)
+    classes, labeled, findings = split_and_label(layout.samples, config, storage, splits)
     findings = [*layout.findings, *findings]
     asked = splits or tuple(labeled)
     for split in asked:
         if split not in labeled:
-            raise DatasetError(f"The data set {config.dataset} has no {split} split, only {' and '.join(labeled)}: add a folder {split}/.")
+            remedy = "add rows of that Usage" if layout.samples[0].row else f"add a folder {split}/"
+            message = f"The data set {config.dataset} has no {split} split, only {' and '.join(labeled)}: {remedy}."
+            raise MissingSplitError(message, tuple(labeled))
     needed = [split for split in labeled if split in asked or TRAIN in asked]
-    faces = {split: read_faces(storage, labeled[split].samples, image_size, color, keep_images and split in asked) for split in needed}
+    faces = {split: read_images(storage, labeled[split].samples, image_size, color, keep_images and split in asked) for split in needed}
     for split in asked:
         findings += _broken(split, labeled[split], faces[split], classes)
     labels = {split: labeled[split].labels.tolist() for split in needed}
     duplicates = find_duplicates({split: faces[split].pixels for split in needed}, labels)
     findings += describe(duplicates, asked)
-    return Gathered(classes, {split: labeled[split] for split in needed}, faces, duplicates, tuple(findings))
+    return RawDataset(classes, {split: labeled[split] for split in needed}, faces, duplicates, tuple(findings))
 
 
-def _broken(split: str, labeled: Labeled, faces: Faces, classes: tuple[str, ...]) -> list[str]:
+def _broken(split: str, labeled: LabeledSamples, faces: DecodedImages, classes: tuple[str, ...]) -> list[str]:
     """A sentence about the images that could not be read.
 
     Raises:
@@ -152,12 +180,12 @@ def _broken(split: str, labeled: Labeled, faces: Faces, classes: tuple[str, ...]
     return [f"Left out, since they cannot be read: {plural(len(positions), 'image')} of {split}: {named}."]
 
 
-def _split(gathered: Gathered, split: str, without: Iterable[int], digest: hashlib._Hash) -> Split:
-    labeled, faces = gathered.labeled[split], gathered.faces[split]
+def _split(raw: RawDataset, split: str, excluded: Iterable[int], digest: hashlib._Hash) -> Split:
+    labeled, faces = raw.labeled[split], raw.faces[split]
     images = faces.images
     if images is None:
         raise ValueError(f"the split {split} was only hashed")
-    kept = sorted(set(range(len(images))) - set(faces.problems) - set(without))
+    kept = sorted(set(range(len(images))) - set(faces.problems) - set(excluded))
     if len(kept) < len(images):
         for target, source in enumerate(kept):  # in place, since a second copy of the training images may not fit into memory
             images[target] = images[source]

@@ -18,18 +18,22 @@ from fer_ray.schema import Status
 from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
 
-MAX_FILE_MEGABYTES, MAX_MEGAPIXELS = 64.0, 64.0
-S3_READERS, FILE_READERS = 24, 2
-CHUNK = 64
+MAX_FILE_MEGABYTES = 64.0
+MAX_MEGAPIXELS = 64.0
+S3_READERS = 24  # threads: a store answers slowly, but many at once
+FILE_READERS = 2  # threads: decoding keeps the cores busy
+CHUNK = 64  # images that a thread reads in a row
 
 
 @dataclass(frozen=True)
-class Faces:
-    """What became of each sample, in their order.
+class DecodedImages:
+    """What became of each sample, in their order; where one cannot be read, its hashes are empty and its image is black.
 
-    `images` (n, side, side) gray or (n, side, side, 3) RGB uint8, None where only hashes were asked for. `contents` are SHA-256
-    of the files' bytes and `pixels` hashes of what they decode to; both are empty, and the image black, where `problems` has
-    the reason, by position.
+    Attributes:
+        images: (n, side, side) gray or (n, side, side, 3) RGB; None where only hashes were asked for.
+        contents: SHA-256 of the files' bytes, (n).
+        pixels: SHA-256 of what they decode to, (n).
+        problems: why a sample cannot be read, by its position.
     """
 
     images: UInt8Array | None
@@ -38,7 +42,7 @@ class Faces:
     problems: dict[int, str]
 
 
-def read_faces(storage: Storage, samples: Sequence[Sample], image_size: int, color: str, keep_images: bool = True) -> Faces:
+def read_images(storage: Storage, samples: Sequence[Sample], image_size: int, color: str, keep_images: bool = True) -> DecodedImages:
     """Read all samples; memory holds the result and a few files at a time.
 
     Raises:
@@ -46,7 +50,7 @@ def read_faces(storage: Storage, samples: Sequence[Sample], image_size: int, col
     """
     shape = (len(samples), image_size, image_size, *((3,) if color == RGB else ()))
     images = np.zeros(shape, np.uint8) if keep_images else None
-    faces = Faces(images, [b""] * len(samples), [b""] * len(samples), {})
+    faces = DecodedImages(images, [b""] * len(samples), [b""] * len(samples), {})
 
     def read_chunk(start: int) -> None:
         for position in range(start, min(start + CHUNK, len(samples))):

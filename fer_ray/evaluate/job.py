@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,28 +16,44 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fer_ray.config.dataset import VALIDATION
 from fer_ray.config.evaluate import EvaluateConfig
 from fer_ray.config.recipe import ModelConfig
 from fer_ray.data.dataset import Dataset, Split, load_dataset
-from fer_ray.errors import DatasetError, StorageError, UsageError
-from fer_ray.evaluate import gradcam, page, plots
+from fer_ray.errors import DatasetError, MissingSplitError, StorageError, UsageError
+from fer_ray.evaluate import page, plots
 from fer_ray.evaluate.history import read_history
-from fer_ray.evaluate.plots import Answer
+from fer_ray.evaluate.pictures import draw_comparison, draw_pictures
 from fer_ray.evaluate.score import check_classes, in_order_of, measure, most_confident_errors
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.models import bundle, metrics
 from fer_ray.models.bundle import Bundle
-from fer_ray.text import sanitize
+from fer_ray.models.calibration import is_at_bound
+from fer_ray.reporting.progress import Progress, make_progress
+from fer_ray.text import percent, sanitize
 from fer_ray.typing import BoolArray, Float32Array, Float64Array
 
-PAGE_FILE, FIGURES_FILE, ANSWERS_FILE = "index.html", "evaluation.json", "predictions.parquet"
+PAGE_FILE = "index.html"
+FIGURES_FILE = "evaluation.json"
+ANSWERS_FILE = "predictions.parquet"
 SUMMARY_KEYS = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
-PROGRESS_STEP = 2048
+PROGRESS_STEP = 2048  # faces
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is judged: as it was asked for, a name for it that is unique here, where it lies, and its folder on this machine."""
+    """A model to judge.
+
+    Attributes:
+        given: the model as it was asked for.
+        name: a name for it that is unique here and safe as a folder's.
+        place: where its bundle lies.
+        folder: the bundle's folder on this machine.
+        classes: the emotions that it knows.
+        crops: side in pixels and colour of the crops that it takes.
+    """
 
     given: str
     name: str
@@ -48,9 +65,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out for one model: its figures as `evaluation.json` holds them, and its pictures as PNG by file name.
+    """What came out for one model.
 
-    `faces` has labels and targets in the order of the model's classes, `probabilities` is (n, classes) float64.
+    Attributes:
+        name: that of the candidate.
+        content: its figures as `evaluation.json` holds them.
+        pictures: PNGs by file name.
+        faces: labels and targets in the order of the model's classes.
+        probabilities: its calibrated answers, (n, classes).
     """
 
     name: str
@@ -65,25 +87,34 @@ class Evaluation:
         return np.asarray(self.probabilities.argmax(axis=1) == self.faces.labels)
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Judge the models that the configuration names and leave page, pictures and figures at `config.output`; gives the summary.
+def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Judge the models that the configuration names, and write page, pictures and figures to `config.output`.
+
+    Args:
+        config: models, data set and output.
+        progress: what shows how far the work is; by default a bar on a terminal, else the log.
+
+    Returns:
+        The summary: the figures of the first model, and of all where there are several.
 
     Raises:
         UsageError: a model, the data set or the output cannot be used; nothing was written.
         StorageError: the output cannot be written after all.
     """
-    storage = Storage(config.data.s3_endpoint)
+    storage, progress = Storage(config.data.s3_endpoint), progress or make_progress()
     with ExitStack() as copies:
         try:
             output = absolute(config.output, "output")
-            candidates = _find(storage, config, copies)
+            candidates = _find_models(storage, config, copies)
             storage.check_writable(output)
         except StorageError as error:
             raise UsageError(str(error)) from error
         data = _load(config, candidates)
-        evaluations = [_judge(storage, config, one, data[one.crops]) for one in candidates]
+        try:
+            evaluations = [_judge(storage, config, one, data[one.crops], progress) for one in candidates]
+        finally:
+            progress.close()
     first = data[candidates[0].crops]
-    comparison = compare(evaluations)
     content = {
         "split": config.split,
         "samples": len(first.splits[config.split]),
@@ -93,9 +124,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "findings": list(first.findings),
         "config": config.to_dict(),
         "models": [one.content for one in evaluations],
-        "comparison": comparison,
+        "comparison": compare(evaluations),
     }
     _write(storage, output, content, evaluations)
+    logger.info("Open %s to see what is right and wrong, class by class and face by face.", sanitize(join(config.output, PAGE_FILE)))
     return summarize(evaluations, config.output)
 
 
@@ -103,13 +135,13 @@ def summarize(evaluations: Sequence[Evaluation], output: str) -> dict[str, Any]:
     """The last line of the job: the first model's figures, and those of all where there are several."""
     rows = []
     for one in evaluations:
-        values = {key: round(one.content["figures"][key], 6) for key in SUMMARY_KEYS}
+        values = {key: one.content["figures"][key] for key in SUMMARY_KEYS}
         place = output if len(evaluations) == 1 else join(output, one.name)
         rows.append({**values, "samples": len(one.faces), "model_version": one.content["model_version"], "output": place})
     return rows[0] if len(rows) == 1 else {**rows[0], "output": output, "models": rows}
 
 
-def _find(storage: Storage, config: EvaluateConfig, copies: ExitStack) -> list[Candidate]:
+def _find_models(storage: Storage, config: EvaluateConfig, copies: ExitStack) -> list[Candidate]:
     candidates: list[Candidate] = []
     for given in config.model:
         place = absolute(bundle.resolve(given), "model")
@@ -136,28 +168,31 @@ def _load(config: EvaluateConfig, candidates: Sequence[Candidate]) -> dict[tuple
     loaded: dict[tuple[int, str], Dataset] = {}
     for one in candidates:
         if one.crops not in loaded:
-            loaded[one.crops] = load_dataset(config.data, *one.crops, splits=(config.split,))
+            try:
+                loaded[one.crops] = load_dataset(config.data, *one.crops, splits=(config.split,))
+            except MissingSplitError as error:
+                split = VALIDATION if VALIDATION in error.splits else error.splits[0]
+                raise DatasetError(f"The data set {config.data.dataset} has no {config.split} split: give --split {split}.") from error
         check_classes(one.given, one.classes, loaded[one.crops].classes)
     first, *others = (data.splits[config.split] for data in loaded.values())
-    if not len(first):
-        raise DatasetError(f"The split {config.split} of {config.data.dataset} holds no faces: choose another --split.")
     if any(other.names != first.names or not np.array_equal(other.labels, first.labels) for other in others):
         raise DatasetError(f"The data set {config.data.dataset} changed while it was read: start again.")
     data = next(iter(loaded.values()))
-    print(f"{len(first):,} faces of the {config.split} split: {', '.join(data.classes)}", flush=True)
+    logger.info("%s faces of the %s split: %s", f"{len(first):,}", config.split, ", ".join(data.classes))
     for finding in data.findings:
-        print(f"  {sanitize(finding)}", flush=True)
+        logger.info("  %s", sanitize(finding))
     return loaded
 
 
-def _judge(storage: Storage, config: EvaluateConfig, candidate: Candidate, data: Dataset) -> Evaluation:
+def _judge(storage: Storage, config: EvaluateConfig, candidate: Candidate, data: Dataset, progress: Progress) -> Evaluation:
     """Run one model over the split and work out everything about its answers."""
     loaded = bundle.load(candidate.folder, config.flip)
+    if is_at_bound(loaded.temperature):
+        logger.warning("%s: the temperature lies at the bound of its range, so its confidences are not calibrated.", candidate.name)
     faces = in_order_of(data.splits[config.split], data.classes, loaded.classes)
-    logits = _answer(loaded, faces, candidate.name)
+    logits = _answer(loaded, faces, candidate.name, progress)
     probabilities = metrics.softmax(logits, loaded.temperature)
     history, note = read_history(storage, candidate.place)
-    maps = _looks(loaded, faces, probabilities, config.seed)
     content = {
         "name": candidate.name,
         "model": candidate.given,
@@ -172,66 +207,22 @@ def _judge(storage: Storage, config: EvaluateConfig, candidate: Candidate, data:
         "most_confident_errors": most_confident_errors(probabilities, faces, loaded.classes),
         "training_curves": note or "curves.png",
     }
-    drawn = _draw(content, logits, probabilities, faces, config) | maps
+    pictures = draw_pictures(content, loaded, faces, logits, config.samples, config.seed)
     if history is not None:
-        drawn["curves.png"] = plots.draw_curves(history)
-    print(f"{candidate.name}: accuracy {content['figures']['accuracy']:.4f}, macro F1 {content['figures']['macro_f1']:.4f}", flush=True)
-    return Evaluation(candidate.name, content, drawn, faces, probabilities)
+        pictures["curves.png"] = plots.draw_curves(history)
+    accuracy, macro_f1 = content["figures"]["accuracy"], content["figures"]["macro_f1"]
+    logger.info("%s: accuracy %s, macro F1 %.3f", candidate.name, percent(accuracy, 1), macro_f1)
+    return Evaluation(candidate.name, content, pictures, faces, probabilities)
 
 
-def _answer(model: Bundle, faces: Split, name: str) -> Float32Array:
+def _answer(model: Bundle, faces: Split, name: str, progress: Progress) -> Float32Array:
+    """Logits (n, classes) of all faces."""
+    progress.start(f"{name} labels {len(faces):,} faces")
     parts = []
     for start in range(0, len(faces), PROGRESS_STEP):
         parts.append(model.logits(faces.images[start : start + PROGRESS_STEP]))
-        done = min(start + PROGRESS_STEP, len(faces))
-        print(f"{name}: {done:,}/{len(faces):,} faces ({done / len(faces):.0%})", flush=True)
+        progress.update(min(start + PROGRESS_STEP, len(faces)), len(faces), unit="faces")
     return np.concatenate(parts)
-
-
-def _answers(indices: Sequence[int], faces: Split, probabilities: Float64Array, classes: Sequence[str]) -> list[Answer]:
-    predicted = probabilities.argmax(axis=1)
-    return [
-        Answer(faces.images[i], faces.names[i], classes[faces.labels[i]], classes[predicted[i]], float(probabilities[i].max()))
-        for i in indices
-    ]
-
-
-def _draw(
-    content: dict[str, Any],
-    logits: Float32Array,
-    probabilities: Float64Array,
-    faces: Split,
-    config: EvaluateConfig,
-) -> dict[str, bytes]:
-    confusion, classes = content["confusion"], content["classes"]
-    generator = np.random.default_rng(config.seed)
-    random = generator.choice(len(faces), min(config.samples, len(faces)), replace=False).tolist()
-    errors = [error["index"] for error in content["most_confident_errors"]]
-    before = metrics.reliability(metrics.softmax(logits), faces.labels)
-    pictures = {
-        "confusion.png": plots.draw_confusion(np.array(confusion["counts"]), confusion["labels"], confusion["predicted"]),
-        "reliability.png": plots.draw_reliability(metrics.reliability(probabilities, faces.labels), before),
-        "predictions.png": plots.draw_answers(_answers(random, faces, probabilities, classes)),
-    }
-    if errors:
-        pictures["errors.png"] = plots.draw_answers(_answers(errors, faces, probabilities, classes))
-    return pictures
-
-
-def _looks(model: Bundle, faces: Split, probabilities: Float64Array, seed: int) -> dict[str, bytes]:
-    """Grad-CAM and first activations of the first network, for one face of each class and then any others."""
-    order = np.random.default_rng(seed).permutation(len(faces))
-    firsts = [int(order[np.argmax(faces.labels[order] == label)]) for label in np.unique(faces.labels)]
-    sample = [*firsts, *(int(i) for i in order if i not in firsts)][: plots.FACE_COLUMNS]
-    answers = _answers(sample, faces, probabilities, model.classes)
-    network, pictures = model.members[0].network, {}
-    heat = gradcam.heat_maps(network, faces.images[sample], probabilities[sample].argmax(axis=1))
-    if heat is not None:
-        pictures["gradcam.png"] = plots.draw_heat_maps(answers, heat)
-    activations = gradcam.first_activations(network, faces.images[sample[0]])
-    if activations is not None:
-        pictures["activations.png"] = plots.draw_activations(faces.images[sample[0]], activations)
-    return pictures
 
 
 def compare(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -256,7 +247,7 @@ def compare(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 def _write(storage: Storage, output: str, content: dict[str, Any], evaluations: Sequence[Evaluation]) -> None:
     """Everything for each model, in a folder of its own where there are several, and the page last."""
     drawn = {one.name: one.pictures for one in evaluations}
-    comparison = _draw_comparison(content) if len(evaluations) > 1 else None
+    comparison = draw_comparison(content) if len(evaluations) > 1 else None
     if comparison:
         storage.write(join(output, "comparison.png"), comparison)
     for one in evaluations:
@@ -266,13 +257,6 @@ def _write(storage: Storage, output: str, content: dict[str, Any], evaluations: 
         storage.write(join(folder, ANSWERS_FILE), answers_table(one))
     storage.write(join(output, FIGURES_FILE), (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     storage.write(join(output, PAGE_FILE), page.render(content, drawn, comparison).encode("utf-8", "replace"))
-    print(f"page: {sanitize(join(output, PAGE_FILE))}", flush=True)
-
-
-def _draw_comparison(content: dict[str, Any]) -> bytes:
-    accuracy = {one["name"]: (one["figures"]["accuracy"], *one["intervals"]["accuracy"]) for one in content["models"]}
-    f1 = {one["name"]: {row["class"]: row["f1"] for row in one["per_class"]} for one in content["models"]}
-    return plots.draw_comparison(accuracy, f1, content["classes"])
 
 
 def answers_table(evaluation: Evaluation) -> bytes:

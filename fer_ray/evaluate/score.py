@@ -12,7 +12,7 @@ from fer_ray.errors import DatasetError
 from fer_ray.models import metrics
 from fer_ray.typing import Float32Array, Float64Array, Int64Array
 
-MOST_ERRORS = 30
+MAX_ERRORS = 30
 
 
 def check_classes(model: str, known: Sequence[str], asked: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ def measure(logits: Float32Array, faces: Split, classes: Sequence[str], temperat
     per_class = metrics.per_class(probabilities, labels)
     one_hot = np.eye(len(classes))[labels]
     bins = metrics.reliability(probabilities, labels)
-    found = {
+    figures = {
         "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
         "macro_f1": per_class.macro_f1,
         "weighted_f1": per_class.weighted_f1,
@@ -60,7 +60,7 @@ def measure(logits: Float32Array, faces: Split, classes: Sequence[str], temperat
             "kl_divergence": metrics.kl_divergence(probabilities, faces.targets),
         }
     return {
-        "figures": found,
+        "figures": figures,
         "intervals": {name: list(limits) for name, limits in metrics.bootstrap_intervals(probabilities, labels, seed).items()},
         "votes": votes,
         "per_class": _per_class_rows(per_class, probabilities, classes),
@@ -109,7 +109,7 @@ def most_confident_errors(probabilities: Float64Array, faces: Split, classes: Se
     """The wrong answers that the model was surest of, at most 30; `index` is the place in the split."""
     confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != faces.labels)
-    chosen = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_ERRORS]
+    chosen = wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_ERRORS]
     return [
         {
             "index": int(i),

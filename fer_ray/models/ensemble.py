@@ -1,7 +1,8 @@
-"""Several bundles in one: the mean of their answers, calibrated on the validation split of a data set."""
+"""The ensemble job: several bundles in one, the mean of their answers, calibrated on the validation split of a data set."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,10 +19,13 @@ from fer_ray.models import bundle
 from fer_ray.models.architectures import build
 from fer_ray.models.bundle import Bundle, Description, Member
 from fer_ray.models.calibration import calibrate
+from fer_ray.text import sanitize
+
+logger = logging.getLogger(__name__)
 
 
 def combine(config: EnsembleConfig) -> dict[str, Any]:
-    """Write the bundle; gives the summary: its version, its figures on validation, and those of its members alone.
+    """The ensemble job: write the bundle; the summary has its version, its figures on validation, and those of its members alone.
 
     Raises:
         UsageError: the bundles do not go together, or the output exists.
@@ -52,6 +56,7 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
         unfinished.rename(output)
     except OSError as error:
         raise UsageError(f"The output {config.output} cannot be written ({error.strerror}).") from error
+    logger.info("Label with it: fer-ray label --model %s", sanitize(config.output))
     return {"model_version": version, **figures, "accuracy_of_members": alone, "output": config.output}
 
 

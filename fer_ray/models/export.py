@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import shutil
 import statistics
@@ -25,21 +26,28 @@ from fer_ray.errors import DatasetError, FerRayError, StorageError, UsageError
 from fer_ray.io.storage import S3, Storage, absolute, join
 from fer_ray.models import bundle
 from fer_ray.models.bundle import Bundle
-from fer_ray.models.conversion import Run, convert, describe, open_converted
+from fer_ray.models.conversion import INPUT, OUTPUT, Run, convert, describe, open_converted
 from fer_ray.models.silence import load_keras, silence
+from fer_ray.text import sanitize
 from fer_ray.typing import Float32Array, UInt8Array
 
 PACKAGES = {ONNX: ("onnx", "onnxruntime", "tf2onnx"), SAVEDMODEL: (), TFLITE: ()}
 SAVEDMODEL_METADATA = "assets.extra/fer_ray.json"  # the folder that TensorFlow leaves to others
 SAVEDMODEL_MAIN_FILE = "saved_model.pb"  # what makes a folder a SavedModel; written last where files are written one by one
 
-MOST_CALIBRATION_CROPS, MOST_CHECK_CROPS, FEWEST_CROPS = 512, 1024, 16
+MAX_CALIBRATION_CROPS = 512
+MAX_CHECK_CROPS = 1024
+MIN_CROPS = 16  # validation images of a data set, for calibration and check together
 DEMO_CROPS = 128  # half for calibration, half for the check
-SPEED_BATCH, SPEED_SECONDS = 64, 6.0
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 12
+SPEED_BATCH = 64  # crops
+SPEED_SECONDS = 6.0  # after which no further round starts
+MIN_ROUNDS = 3
+MAX_ROUNDS = 12
 
-LEAST_AGREEMENT = {False: 0.99, True: 0.90}  # without and with int8
-LARGEST_DIFFERENCE = {False: 1e-3, True: 1.0}
+MIN_AGREEMENT = {False: 0.99, True: 0.90}  # share of crops with the same emotion, without and with int8
+MAX_DIFFERENCE = {False: 1e-3, True: 1.0}  # of a probability, without and with int8
+
+logger = logging.getLogger(__name__)
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -71,7 +79,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
             "output": config.output,
         }
         _put_in_place(storage, made, output, config.format, describe(original, config.int8))
-    print(_sentence(summary, len(crops), threads), flush=True)
+    logger.info("%s", _sentence(summary, len(crops), threads))
+    logger.info("Load %s in the other runtime: `%s` (float32 0..255) in, `%s` out.", sanitize(config.output), INPUT, OUTPUT)
     return summary
 
 
@@ -124,11 +133,11 @@ def _real_crops(config: ExportConfig, original: Bundle) -> tuple[UInt8Array, UIn
 
     wanted = DatasetConfig(dataset=config.dataset, s3_endpoint=config.s3_endpoint)
     images = load_dataset(wanted, original.image_size, original.color, splits=("validation",)).validation.images
-    if len(images) < FEWEST_CROPS:
-        raise DatasetError(f"The data set {config.dataset} has {len(images)} validation images: an export needs {FEWEST_CROPS} at least.")
+    if len(images) < MIN_CROPS:
+        raise DatasetError(f"The data set {config.dataset} has {len(images)} validation images: an export needs {MIN_CROPS} at least.")
     mixed = images[np.random.default_rng(0).permutation(len(images))]
-    middle = min(MOST_CALIBRATION_CROPS, len(mixed) // 2)
-    return mixed[:middle], mixed[middle : middle + MOST_CHECK_CROPS]
+    middle = min(MAX_CALIBRATION_CROPS, len(mixed) // 2)
+    return mixed[:middle], mixed[middle : middle + MAX_CHECK_CROPS]
 
 
 def demo_crops(original: Bundle, count: int) -> UInt8Array:
@@ -172,7 +181,7 @@ def _compare(config: ExportConfig, original: Bundle, run: Run, crops: UInt8Array
         given = np.concatenate([run(_as_input(crops[low:high])) for low, high in itertools.pairwise(bounds)])
     agreement = float((given.argmax(axis=1) == expected.argmax(axis=1)).mean())
     difference = float(np.abs(given - expected).max())
-    if not (agreement >= LEAST_AGREEMENT[config.int8] and difference < LARGEST_DIFFERENCE[config.int8]):  # also where they are NaN
+    if not (agreement >= MIN_AGREEMENT[config.int8] and difference < MAX_DIFFERENCE[config.int8]):  # also where they are NaN
         raise FerRayError(
             f"The {config.format} export does not agree with the model: the same emotion on {agreement:.1%} of {len(crops)} faces, "
             f"probabilities that differ by up to {difference:.2g}; nothing was written."
@@ -192,8 +201,8 @@ def _measure_speed(original: Bundle, run: Run, crops: UInt8Array) -> dict[str, f
     with silence():
         for call in contestants.values():
             call()
-        for done in range(MOST_ROUNDS):
-            if done >= FEWEST_ROUNDS and time.monotonic() - started > SPEED_SECONDS:
+        for done in range(MAX_ROUNDS):
+            if done >= MIN_ROUNDS and time.monotonic() - started > SPEED_SECONDS:
                 break
             for name, call in contestants.items():
                 began = time.perf_counter()

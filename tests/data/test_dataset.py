@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import shutil
 import uuid
 import zlib
@@ -25,9 +26,9 @@ from fer_ray.config.recipe import RGB
 from fer_ray.data.dataset import Dataset, load_dataset
 from fer_ray.data.inspect import inspect
 from fer_ray.data.layouts import Sample
-from fer_ray.data.splits import divide_and_label
+from fer_ray.data.splits import split_and_label
 from fer_ray.emotions import EMOTIONS, emotion_of
-from fer_ray.errors import DatasetError
+from fer_ray.errors import DatasetError, MissingSplitError
 from fer_ray.io.storage import Storage
 from fer_ray.schema import IMAGE_SUFFIXES
 from fer_ray.typing import UInt8Array
@@ -216,6 +217,7 @@ def test_a_data_set_takes_every_kind_of_image_that_labeling_takes_from_a_tar(tmp
 def write_pixel_csv(path: Path, rows: list[tuple[int, str, UInt8Array]], header: str = "emotion,pixels,Usage") -> None:
     order = [name.strip().lower() for name in header.split(",")]
     cells = [{"emotion": emotion, "usage": usage, "pixels": " ".join(map(str, pixels.ravel()))} for emotion, usage, pixels in rows]
+    path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([header, *(",".join(str(row[name]) for name in order) for row in cells)]) + "\n")
 
 
@@ -231,6 +233,9 @@ def test_the_csv_of_pixels_gives_the_same_faces_as_image_files(tmp_path: Path, n
     assert data.splits["test"].names[0] == f"{name}#0000002"
     assert np.array_equal(data.validation.images[0], drawn("0 PublicTest 0"))
     assert load(tmp_path / name).train.images.tolist() == data.train.images.tolist()
+    with pytest.raises(MissingSplitError, match="no train split, only test: add rows of that Usage"):
+        write_pixel_csv(tmp_path / "test_only" / "fer2013.csv", [row for row in rows if row[1] == "PrivateTest"])
+        load(tmp_path / "test_only")
     with (tmp_path / name).open("a") as file:
         file.write("0,Training,1 2 x 4\n" if "icml" in name else "0,1 2 x 4,Training\n")
     assert any("27" in finding and "no square of numbers" in finding for finding in load(tmp_path / name).findings)
@@ -313,11 +318,11 @@ def test_real_ferplus_keeps_as_many_images_as_the_published_protocol() -> None:
     files = tuple(str(SHARED_DATA / f"ferplus_{split}.csv") for split in ("train", "validation"))
     paths = [row["image"] for file in files for row in csv.DictReader(io.StringIO(Path(file).read_text()))]
     samples = tuple(Sample(path, path, *path.split("/")[:2]) for path in sorted(paths))
-    classes, labeled, _ = divide_and_label(samples, DatasetConfig("fer2013", files), Storage())
+    classes, labeled, _ = split_and_label(samples, DatasetConfig("fer2013", files), Storage())
     assert classes == EMOTIONS
     assert {split: len(part.labels) for split, part in labeled.items()} == {"train": 28_413, "validation": 3_199}
     assert np.allclose(labeled["train"].targets.sum(axis=1), 1)
-    strict = divide_and_label(samples, DatasetConfig("fer2013", files, "majority"), Storage())[1]
+    strict = split_and_label(samples, DatasetConfig("fer2013", files, "majority"), Storage())[1]
     assert len(strict["train"].labels) == 25_057
 
 
@@ -373,13 +378,15 @@ def test_emotions_are_known_in_the_spellings_of_other_data_sets(spelling: str, e
     assert emotion_of(spelling) == emotion
 
 
-def test_an_inspection_shows_counts_findings_duplicates_and_faces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_inspection_shows_counts_findings_duplicates_and_faces(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fer_ray")
     fill(tmp_path, "train/sad", "train/fear", "validation/sad", "validation/fear", "test/sad", "test/fear")
     shutil.copy(tmp_path / "test/sad/0.png", tmp_path / "train/fear/=copy\x1b.png")
     (tmp_path / "train/sad/broken.png").write_bytes(b"x")
     summary = inspect(InspectConfig(str(tmp_path / "out"), data=DatasetConfig(str(tmp_path))))
-    shown = capsys.readouterr().out
-    assert ["sad", "5", "5", "5", "15"] in [line.split() for line in shown.splitlines()]
+    shown = "\n".join(caplog.messages)
+    assert ["sad", "5", "5", "5", "15"] in [line.split() for line in caplog.messages]
+    assert caplog.messages[-1].startswith("Look at the sample faces in ")
     assert "train/sad/broken.png" in shown
     assert summary["counts"]["train"] == {"fear": 6, "sad": 5}
     assert summary["train_images_in_validation_or_test"] == 1

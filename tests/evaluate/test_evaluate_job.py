@@ -1,6 +1,8 @@
 """Judging models as a user does, on drawn faces: the figures are right, the page is whole, and strangers' names stay text."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,15 +111,19 @@ def test_the_page_stands_alone_is_whole_and_shows_strange_names_as_text(evaluate
 
 def test_one_model_is_judged_from_the_command_line_on_the_split_that_was_asked_for(faces: Path, tmp_path: Path) -> None:
     model = save_bundle(tmp_path / "model", ("happy", "sad"))
-    command = ["--model", str(model), "--dataset", str(faces), "--split", "train", "--output", str(tmp_path / "out"), "--flip"]
-    answer = subprocess.run([sys.executable, "jobs/evaluate.py", *command], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    paths = {name: os.path.relpath(path, faces) for name, path in (("model", model), ("output", tmp_path / "out"))}
+    command = [f"--{name}={path}" for name, path in paths.items()] + ["--dataset=.", "--split=train", "--flip"]
+    job = Path(__file__).parents[2] / "jobs" / "evaluate.py"
+    answer = subprocess.run([sys.executable, str(job), *command], cwd=faces, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-    summary = json.loads(answer.stdout.splitlines()[-1])
+    *_, advice, last = answer.stdout.splitlines()
+    assert f"Open {paths['output']}/index.html to see" in advice
+    summary = json.loads(last)
     assert list(summary) == ["accuracy", "macro_f1", "weighted_f1", "ece", "nll", "samples", "model_version", "output"]
     assert summary["model_version"].endswith("-flip")
     loaded = bundle.load(str(model), flip=True)
     split = load_dataset(DatasetConfig(str(faces)), 32, splits=("train",)).splits["train"]
-    assert summary["accuracy"] == pytest.approx((loaded.probabilities(split.images).argmax(1) == split.labels).mean(), abs=1e-6)
+    assert summary["accuracy"] == pytest.approx((loaded.probabilities(split.images).argmax(1) == split.labels).mean(), abs=1e-4)
     assert (tmp_path / "out" / "confusion.png").exists()
 
 
@@ -126,6 +132,17 @@ def test_a_data_set_with_emotions_that_the_model_lacks_is_refused_and_nothing_is
     config = EvaluateConfig((str(model),), str(tmp_path / "out"), data=DatasetConfig(str(faces)))
     with pytest.raises(DatasetError, match=r"has sad, which .* does not know: leave them out with --classes happy"):
         evaluate(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_without_the_split_is_answered_with_one_that_it_has(faces: Path, tmp_path: Path) -> None:
+    model = str(save_bundle(tmp_path / "model", ("happy", "sad")))
+    shutil.copytree(faces / "train", tmp_path / "untested" / "train")
+    shutil.copytree(faces / "test", tmp_path / "untrained" / "test")
+    for place, split, remedy in (("untested", "test", "validation"), ("untrained", "validation", "test")):
+        config = EvaluateConfig((model,), str(tmp_path / "out"), split, data=DatasetConfig(str(tmp_path / place)))
+        with pytest.raises(DatasetError, match=rf"has no {split} split: give --split {remedy}\."):
+            evaluate(config)
     assert not (tmp_path / "out").exists()
 
 

@@ -48,7 +48,7 @@ def save_untrained(folder: Path, *configs: ModelConfig, flip: bool = False) -> s
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three rounds are enough where nobody reads the speed."""
-    monkeypatch.setattr(export, "MOST_ROUNDS", 3)
+    monkeypatch.setattr(export, "MAX_ROUNDS", 3)
 
 
 def run_elsewhere(format_name: str, output: str, faces: Float32Array) -> Float32Array:
@@ -207,9 +207,10 @@ def test_the_command_prints_a_line_and_a_summary_and_keeps_converters_quiet(tmp_
     model, output = save_untrained(tmp_path / "bundle", TINY), str(tmp_path / "emotions.onnx")
     command = [sys.executable, "jobs/export.py", "--model", model, "--format", "onnx", "--output", output]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    sentence, summary = answer.stdout.splitlines()
+    sentence, advice, summary = answer.stdout.splitlines()
     assert answer.stderr == ""
     assert "images/s" in sentence
+    assert f"Load {output} in the other runtime: `faces` (float32 0..255) in, `probabilities` out" in advice
     assert "1 thread)" in sentence
     assert list(json.loads(summary)) == [
         *("format", "int8", "bytes", "agreement", "max_difference"),
