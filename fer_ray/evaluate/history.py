@@ -14,7 +14,9 @@ from fer_ray.models.bundle import HISTORY_FILE
 from fer_ray.typing import Float64Array
 
 COLUMNS = ("epoch", "train_loss", "nll", "accuracy", "macro_f1", "learning_rate")
-MAX_BYTES, MAX_EPOCHS, MAX_VALUE = 4 << 20, 10_000, 1e12
+MAX_BYTES = 4 << 20
+MAX_EPOCHS = 10_000
+MAX_VALUE = 1e12  # larger numbers are no figures of a training
 
 
 @dataclass(frozen=True)

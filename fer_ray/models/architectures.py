@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 BASE = "base"  # the name of the layer that holds the pretrained part of a transfer network
 LOGITS = "logits"
-IMAGENET, NO_WEIGHTS = "imagenet", "none"
+IMAGENET = "imagenet"
+NO_WEIGHTS = "none"
 
 
 def share_gpus() -> None:

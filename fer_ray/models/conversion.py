@@ -26,11 +26,12 @@ from fer_ray.typing import Float32Array
 if TYPE_CHECKING:
     import keras
 
-Run = Callable[[Float32Array], Float32Array]
+Predict = Callable[[Float32Array], Float32Array]  # faces (n, s, s, channels) in 0..255 -> probabilities (n, classes)
 
-INPUT, OUTPUT = "faces", "probabilities"
+INPUT = "faces"
+OUTPUT = "probabilities"
 SERVING = "serving_default"
-CALIBRATION_BATCH = 8
+CALIBRATION_BATCH = 8  # crops
 
 
 def combined_network(original: Bundle) -> keras.Model:
@@ -72,7 +73,7 @@ def convert(original: Bundle, format_name: str, made: Path, calibration: Float32
         raise FerRayError(f"The model {original.model_version} cannot be converted to {format_name} ({reason}).") from error
 
 
-def open_converted(format_name: str, made: Path, threads: int) -> Run:
+def open_converted(format_name: str, made: Path, threads: int) -> Predict:
     """What was written, as a function from faces to probabilities; it reads the file and knows nothing of Keras."""
     with silence():
         return _RUNTIMES[format_name](made, threads)
@@ -216,7 +217,7 @@ def _describe_inside(file: Path, description: dict[str, Any]) -> None:
     onnx.save(model, file)
 
 
-def _run_onnx(made: Path, threads: int) -> Run:
+def _run_onnx(made: Path, threads: int) -> Predict:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -225,7 +226,7 @@ def _run_onnx(made: Path, threads: int) -> Run:
     return lambda faces: np.asarray(session.run([OUTPUT], {INPUT: faces})[0])
 
 
-def _run_savedmodel(made: Path, threads: int) -> Run:
+def _run_savedmodel(made: Path, threads: int) -> Predict:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(made))
@@ -233,7 +234,7 @@ def _run_savedmodel(made: Path, threads: int) -> Run:
     return lambda faces: np.asarray(loaded.signatures[SERVING](**{INPUT: tf.constant(faces)})[OUTPUT])
 
 
-def _run_tflite(made: Path, threads: int) -> Run:
+def _run_tflite(made: Path, threads: int) -> Predict:
     import tensorflow as tf
 
     interpreter = tf.lite.Interpreter(model_path=str(made), num_threads=threads or os.cpu_count())
@@ -241,4 +242,4 @@ def _run_tflite(made: Path, threads: int) -> Run:
     return lambda faces: np.asarray(signature(**{INPUT: faces})[OUTPUT])
 
 
-_RUNTIMES: dict[str, Callable[[Path, int], Run]] = {ONNX: _run_onnx, SAVEDMODEL: _run_savedmodel, TFLITE: _run_tflite}
+_RUNTIMES: dict[str, Callable[[Path, int], Predict]] = {ONNX: _run_onnx, SAVEDMODEL: _run_savedmodel, TFLITE: _run_tflite}

@@ -26,7 +26,7 @@ from fer_ray.errors import DatasetError, FerRayError, StorageError, UsageError
 from fer_ray.io.storage import S3, Storage, absolute, join
 from fer_ray.models import bundle
 from fer_ray.models.bundle import Bundle
-from fer_ray.models.conversion import INPUT, OUTPUT, Run, convert, describe, open_converted
+from fer_ray.models.conversion import INPUT, OUTPUT, Predict, convert, describe, open_converted
 from fer_ray.models.silence import load_keras, silence
 from fer_ray.text import sanitize
 from fer_ray.typing import Float32Array, UInt8Array
@@ -173,7 +173,7 @@ def demo_crops(original: Bundle, count: int) -> UInt8Array:
     return np.stack(crops)
 
 
-def _compare(config: ExportConfig, original: Bundle, run: Run, crops: UInt8Array) -> dict[str, float]:
+def _compare(config: ExportConfig, original: Bundle, run: Predict, crops: UInt8Array) -> dict[str, float]:
     """Share of crops with the same likeliest class, and the largest difference of a probability, over batches of several sizes."""
     expected = original.probabilities(crops)
     bounds = [0, 1, 4, *range(4 + SPEED_BATCH, len(crops), SPEED_BATCH), len(crops)]
@@ -189,7 +189,7 @@ def _compare(config: ExportConfig, original: Bundle, run: Run, crops: UInt8Array
     return {"agreement": agreement, "max_difference": difference}
 
 
-def _measure_speed(original: Bundle, run: Run, crops: UInt8Array) -> dict[str, float]:
+def _measure_speed(original: Bundle, run: Predict, crops: UInt8Array) -> dict[str, float]:
     """Images/s of the export and of Keras in alternating rounds of one batch each, by the median round."""
     batch = np.resize(crops, (SPEED_BATCH, *crops.shape[1:]))
     contestants: dict[str, Callable[[], Any]] = {
