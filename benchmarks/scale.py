@@ -33,11 +33,12 @@ import numpy as np
 from fer_ray.config.label import LabelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.io.inputs import list_images
-from fer_ray.label import job
-from fer_ray.label.incremental import Counts
+from fer_ray.label.incremental import Counts, find_due
 from fer_ray.label.labeler import Face, LabeledImage
-from fer_ray.label.plan import Part, Plan, Run, read_parts, read_plan, staged_file, unfinished, write_plan
+from fer_ray.label.outcome import run_row
+from fer_ray.label.plan import Part, Plan, read_parts, read_plan, staged_file, unfinished, write_plan
 from fer_ray.label.publish import clean_up, commit, publish_tables
+from fer_ray.label.run import Run, identify
 from fer_ray.models import bundle
 from fer_ray.schema import ImageEntry, Status
 
@@ -134,7 +135,7 @@ def first_night(images: Path, output: Path, count: int) -> dict[str, Phase]:
         list_all(run)
     with phases.measured(PLANNING, count):
         counts = Counts()
-        plan = write_plan(run, job._due(run, counts), counts, datetime.datetime.now(datetime.UTC))
+        plan = write_plan(run, find_due(run, counts), counts, datetime.datetime.now(datetime.UTC))
     check(plan.images == count, f"{plan.images} images were planned")
     row = label_and_publish(run, plan, phases)
     check(row["images_total"] == count, f"{row['images_total']} images were published")
@@ -149,13 +150,13 @@ def second_night(images: Path, output: Path, count: int) -> dict[str, Phase]:
         list_all(run)
     with phases.measured(INCREMENTAL, count):
         counts = Counts()
-        due = sum(len(table) for table in job._due(run, counts))
+        due = sum(len(table) for table in find_due(run, counts))
     check(due == 0 and counts.known == count, f"{due} images were due again, {counts.known} known")
     return phases.by_name
 
 
 def named_run(images: Path, output: Path, date: str) -> Run:
-    return job._identify(LabelConfig(input=(str(images),), output=str(output), run_date=date))
+    return identify(LabelConfig(input=(str(images),), output=str(output), run_date=date))
 
 
 @contextmanager
@@ -198,7 +199,7 @@ def label_and_publish(run: Run, plan: Plan, phases: Phases) -> dict[str, Any]:
         with phases.measured(PUBLISHING, plan.images, len(parts)):
             counts = publish_tables(run, plan)
         with phases.measured(COMMIT, plan.images, len(parts)):
-            row = job._run_row(run, plan, counts, 0.0)
+            row = run_row(run, plan, counts, 0.0)
             commit(run, row)
             clean_up(run, run.config.keep_days)
         return row

@@ -5,13 +5,13 @@
         [--nodes 1 2 4 8 16 32] [--images-per-node 16384] [--seconds-per-image 0.0114]
 
 cpus: jobs/label.py over the same photographs with one worker and with two, in rounds in turn (1 2 1 2 ...), bound with Ray's
-own processes to as many cores as there are workers. `with start-up` is the job's own figure, in which the labeling processes
+own processes to as many cores as there are workers. `with start-up` is that of the whole command, in which the labeling processes
 load their libraries first; the other goes from the first part that is finished to the last, so that a second worker that
 comes late counts. Without --photos, the demo photographs are cut to 250 x 250 pixels and to two megapixels, in turn.
 
 nodes: clusters of Ray's `cluster_utils`, a head that runs no work and nodes of one CPU, each size in processes of its own.
 The labeler is a wait of the measured length that holds the CPU of its node: two labelers on one node take turns. All else is
-the job's: the chain of Ray Data calls, the parts, the manifest, progress, staging. Each node has the same number of images.
+the job's: the processes, their tasks, the parts, the manifest, progress, staging. Each node has the same number of images.
 The labelers wait for each other before the first task, and time runs from that moment until the step returns: how fast 32
 processes start on this machine says nothing of 32 machines, but nodes without work while the last parts are labeled do
 count. `middle` leaves both ends out: it is the rate from the first to the last tenth of the images. All nodes share the cores
@@ -52,10 +52,10 @@ from gpu_asking import ask_gpus
 from label_throughput import draw_photographs, link_images
 from scale import FIRST_NIGHT, ROOT, NoLabeler, check, make_images, named_run, ray_apart
 
-from fer_ray.label import job
-from fer_ray.label.incremental import Counts
+from fer_ray.label.incremental import Counts, find_due
 from fer_ray.label.labeler import LabeledImage
-from fer_ray.label.plan import Part, Plan, Run, read_parts, staged_file, write_plan
+from fer_ray.label.plan import Part, Plan, read_parts, staged_file, write_plan
+from fer_ray.label.run import Run
 from fer_ray.schema import ImageEntry
 
 CPUS, NODES, GPU = "cpus", "nodes", "gpu"
@@ -117,13 +117,15 @@ def job_rates(images: Path, output: Path, cpus: int, count: int) -> JobRates:
     command = [sys.executable, "jobs/label.py", "--input", str(images), "--output", str(output), "--workers", str(cpus), "--no-thumbnails"]
     bind = functools.partial(os.sched_setaffinity, 0, sorted(os.sched_getaffinity(0))[:cpus])
     with ray_apart() as environment:
+        started = time.monotonic()
         job = subprocess.run(command, cwd=ROOT, env=environment, preexec_fn=bind, capture_output=True, text=True, check=False)
+    elapsed = time.monotonic() - started
     check(job.returncode == 0, f"the job failed:\n{job.stderr}")
     summary = json.loads(job.stdout.splitlines()[-1])
     check(summary["images_total"] == count, f"not every image was labeled: {summary}")
     finished = pq.read_table(output / "images", columns=["labeled_at"])["labeled_at"]  # for all of a part: when it was finished
     seconds = finished.cast(pa.int64()).to_numpy() / 1e6
-    return JobRates(float(np.sum(seconds > seconds.min()) / np.ptp(seconds)), summary["images_per_second"])
+    return JobRates(float(np.sum(seconds > seconds.min()) / np.ptp(seconds)), count / elapsed)
 
 
 def compare_nodes(arguments: argparse.Namespace, scratch: Path) -> dict[str, object]:
@@ -153,7 +155,7 @@ def drive(nodes: int, images_per_node: int, seconds_per_image: float, folder: Pa
     make_images(folder / "images", nodes * images_per_node)
     run = named_run(folder / "images", folder / "output", FIRST_NIGHT)
     counts = Counts()
-    plan = write_plan(run, job._due(run, counts), counts, datetime.datetime.now(datetime.UTC))
+    plan = write_plan(run, find_due(run, counts), counts, datetime.datetime.now(datetime.UTC))
     parts = read_parts(run, plan)
     start = Start(folder / "start", nodes)
     labeler = functools.partial(WaitingLabeler, start=start, seconds_per_image=seconds_per_image)

@@ -15,8 +15,11 @@ import ray
 from fer_ray.errors import FerRayError
 from fer_ray.text import sanitize
 
-_ADDRESS, _PORT = "RAY_ADDRESS", "RAY_GCS_SERVER_PORT"
-_TRIES, _TOO_SLOW = 3, "timed out during startup"  # in Ray's words
+LOGGER = logging.getLogger(__name__)
+_ADDRESS = "RAY_ADDRESS"
+_PORT = "RAY_GCS_SERVER_PORT"
+_TRIES = 3
+_TOO_SLOW = "timed out during startup"  # in Ray's words
 
 
 def connect(dashboard: bool = False) -> None:
@@ -98,7 +101,7 @@ def may_grow() -> bool:
 def wait_for_cpus() -> None:
     """Make an empty cluster start its first machine, and wait for it."""
     if may_grow() and not cluster_cpus():
-        print("the cluster has no CPUs yet: waiting for its first machine (--workers N asks for several)", flush=True)
+        LOGGER.info("the cluster has no CPUs yet: waiting for its first machine (--workers N asks for several)")
         ray.get(ray.remote(num_cpus=1)(_nothing).remote())
 
 

@@ -30,6 +30,7 @@ class Job:
             more than one.
         exit_codes: Those that it may end with.
         after_interruption: What to do after it was interrupted.
+        shows_progress: Whether its function takes a progress object as well.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Job:
     function: str
     exit_codes: tuple[int, ...] = (0, 1, 2)
     after_interruption: str = "start the same command again"
+    shows_progress: bool = False
 
     @property
     def config_class(self) -> Any:
@@ -52,7 +54,10 @@ class Job:
 
     def run(self, config: Any) -> tuple[Mapping[str, Any], int]:
         """Do the work; gives the summary and the exit code."""
-        answer = _load(self.function)(config)
+        from fer_ray.reporting.progress import make_progress
+
+        function = _load(self.function)
+        answer = function(config, make_progress()) if self.shows_progress else function(config)
         return answer if isinstance(answer, tuple) else (answer, EXIT_DONE)
 
 
@@ -70,6 +75,7 @@ _JOBS = (
         "fer_ray.label.job:label",
         exit_codes=(0, 1, 2, 3),
         after_interruption="start the same command again to finish the run",
+        shows_progress=True,
     ),
     Job(
         "train",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from fer_ray.cluster import exceeds_this_machine
 from fer_ray.config.crop import CropGeometry
 from fer_ray.errors import UsageError
-from fer_ray.label.plan import Run
+from fer_ray.label.run import Run
 from fer_ray.models import bundle
 from fer_ray.models.architectures import share_gpus
 from fer_ray.models.silence import load_keras
@@ -24,7 +24,10 @@ from fer_ray.text import plural
 from fer_ray.typing import Float64Array, UInt8Array
 
 GPU = "GPU"
-WAIT_SECONDS, WAIT_FOR_MACHINES_SECONDS, ANSWER_SECONDS = 120, 900, 120
+LOGGER = logging.getLogger(__name__)
+WAIT_SECONDS = 120  # for GPUs that are free, and for a sign of life
+WAIT_FOR_MACHINES_SECONDS = 900  # where the cluster starts them first
+ANSWER_SECONDS = 120  # for one batch of crops
 
 
 @dataclass(frozen=True)
@@ -120,21 +123,21 @@ def gather(actors: Sequence[Any], seconds: float) -> ModelOnGpus | None:
             ray.kill(actor)
     place = f"the model runs on {plural(len(usable), 'GPU') if usable else 'the CPUs'}"
     if why:
-        print(f"warning: {why}: {place}.", file=sys.stderr, flush=True)
+        LOGGER.warning("%s: %s.", why, place)
     else:
-        print(place, flush=True)
+        LOGGER.info("%s", place)
     return ModelOnGpus(usable, *described) if usable else None
 
 
 def _answer(description: ray.ObjectRef) -> tuple[Any, ...] | str:
     """What the process says of its model, or why it cannot be used."""
     try:
-        said: tuple[Any, ...] | None = ray.get(description, timeout=0)
+        description_or_none: tuple[Any, ...] | None = ray.get(description, timeout=0)
     except ray.exceptions.GetTimeoutError:
         return "The GPUs were not free in time"
     except RayError as error:
         return f"The model could not be put on a GPU ({str(error).strip().splitlines()[-1]})"
-    return said or "TensorFlow finds no GPU where Ray has one (is `tensorflow[and-cuda]` installed there?)"
+    return description_or_none or "TensorFlow finds no GPU where Ray has one (is `tensorflow[and-cuda]` installed there?)"
 
 
 def _answers(actor: Any) -> bool:

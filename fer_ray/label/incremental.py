@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
@@ -14,15 +15,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fer_ray.errors import StorageError
+from fer_ray.data import demo_photos
+from fer_ray.errors import StorageError, UsageError
+from fer_ray.io.inputs import list_images
 from fer_ray.io.storage import Storage, join
 from fer_ray.schema import IMAGES, LISTING, ImageEntry, Status, as_batches
 
+if TYPE_CHECKING:
+    from fer_ray.label.run import Run
+
 # What DuckDB's sort needs at least grows a little with the rows, however much it spills: 60 million fit into 128 MB, and
 # 20 million did not into 64 MB.
-MEGABYTES, MEGABYTES_PER_MILLION_ROWS = 96, 4
+MEGABYTES = 96
+MEGABYTES_PER_MILLION_ROWS = 4
 ROWS_PER_BATCH = 16_384
-FIRST_LIMITED_BATCHES = 4
+FIRST_LIMITED_BATCHES = 4  # of a run with a limit; twice as many each time that these hold too few images that are due
 _PUBLISHED = pa.schema([IMAGES.field(name) for name in ("image_uri", "size_bytes", "modified_at", "etag")])
 
 # An object store's etag tells the state of an image, otherwise time and size; a list of URIs that has neither says that
@@ -45,6 +52,31 @@ class Counts:
     known: int = 0
 
 
+def find_due(run: Run, counts: Counts) -> Iterator[pa.Table]:
+    """The images of the run's input that are due, as `due_images` has them; an input without any is refused.
+
+    Raises:
+        UsageError: the input holds no files, or cannot be listed.
+    """
+
+    def published() -> Iterator[pa.RecordBatch]:
+        return iter(()) if run.config.all else published_images(run.storage, run.output, run.model_version)
+
+    return due_images(_list(run), published, run.config.limit, counts)
+
+
+def _list(run: Run) -> Iterator[ImageEntry]:
+    indexes = None if run.config.dry_run else join(run.output, "_archives")
+    entries = list_images(run.storage, run.inputs, run.output, indexes) if run.config.input else iter(demo_photos.images())
+    try:
+        first = next(entries, None)
+    except StorageError as error:
+        raise UsageError(str(error)) from error
+    if first is None:
+        raise UsageError(f"The input {run.input_uri} holds no files: name a folder with photographs.")
+    return itertools.chain([first], entries)
+
+
 def due_images(entries: Iterable[ImageEntry], published: Published, limit: int | None, counts: Counts) -> Iterator[pa.Table]:
     """The images that are due, each once and sorted by image_uri, as tables of the schema LISTING; memory stays flat.
 
@@ -57,10 +89,10 @@ def due_images(entries: Iterable[ImageEntry], published: Published, limit: int |
         return
     first = LISTING.empty_table()
     for batches in (FIRST_LIMITED_BATCHES * 2**n for n in itertools.count()):
-        some = list(itertools.islice(listed, batches))
-        found = pa.concat_tables([first, *_due(iter(some), published, counts)]).sort_by("image_uri")
+        more = list(itertools.islice(listed, batches))
+        found = pa.concat_tables([first, *_due(iter(more), published, counts)]).sort_by("image_uri")
         first = _without_repeats(found, None).slice(0, limit)
-        if not some or len(first) >= limit:
+        if not more or len(first) >= limit:
             break
     if len(first):
         yield first
@@ -68,7 +100,7 @@ def due_images(entries: Iterable[ImageEntry], published: Published, limit: int |
 
 def _due(listed: Iterator[pa.RecordBatch], published: Published, counts: Counts) -> Iterator[pa.Table]:
     last_uri = None
-    for table in _marked(listed, published()):
+    for table in _mark_known(listed, published()):
         fresh = _without_repeats(table, last_uri)
         last_uri = table["image_uri"][-1].as_py()
         due = fresh.filter(pc.invert(fresh["known"]))
@@ -76,8 +108,18 @@ def _due(listed: Iterator[pa.RecordBatch], published: Published, counts: Counts)
         yield due.select(LISTING.names).cast(LISTING)
 
 
-def _marked(listed: Iterator[pa.RecordBatch], published: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The listed images, sorted, with a column that says which are known: those behind a published one of the same state."""
+def _mark_known(listed: Iterator[pa.RecordBatch], published: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The listed images, sorted, with a column `known`: whether a published image of the same address and state stands before it.
+
+    Listed a.jpg, b.jpg and c.jpg of 10 bytes each, published a.jpg of 10 and b.jpg of 9, sorted together:
+
+        image_uri  state  published      known
+        a.jpg      10     yes            (left out: not listed)
+        a.jpg      10     no             yes: the published row before it is the same
+        b.jpg      9      yes            (left out)
+        b.jpg      10     no             no: the image changed
+        c.jpg      10     no             no: the image is new
+    """
     before: tuple[str | None, str | None, bool] = (None, None, False)
     for table in _sorted_together(listed, published):
         uris, states = (table[name].combine_chunks() for name in ("image_uri", "state"))
@@ -100,9 +142,9 @@ def _sorted_together(listed: Iterator[pa.RecordBatch], published: Iterator[pa.Re
             f"SET memory_limit='{MEGABYTES}MB'; SET threads=1; SET temp_directory='{scratch}'; SET streaming_buffer_size='64KB';"
             "SET preserve_insertion_order=false"
         )
-        room = _Room(connection)
-        connection.register("listed", pa.RecordBatchReader.from_batches(LISTING, _watched(listed, failures, room)))
-        connection.register("earlier", pa.RecordBatchReader.from_batches(_PUBLISHED, _watched(published, failures, room)))
+        limit = _MemoryLimit(connection)
+        connection.register("listed", pa.RecordBatchReader.from_batches(LISTING, _keep_failure(listed, failures, limit)))
+        connection.register("earlier", pa.RecordBatchReader.from_batches(_PUBLISHED, _keep_failure(published, failures, limit)))
         try:
             for batch in connection.sql(_TOGETHER).to_arrow_reader(ROWS_PER_BATCH):
                 if len(batch):
@@ -114,25 +156,25 @@ def _sorted_together(listed: Iterator[pa.RecordBatch], published: Iterator[pa.Re
             raise StorageError(f"The listing cannot be sorted ({reason}): see to space in {tempfile.gettempdir()}.") from error
 
 
-class _Room:
+class _MemoryLimit:
     """Gives the sort more memory as rows come in."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
         self.connection, self.rows = connection.cursor(), 0
 
-    def make(self, rows: int) -> None:
+    def grow(self, rows: int) -> None:
         millions = self.rows // 1_000_000
         self.rows += rows
         if self.rows // 1_000_000 > millions:
-            limit = MEGABYTES + MEGABYTES_PER_MILLION_ROWS * (self.rows // 1_000_000)
-            self.connection.execute(f"SET memory_limit='{limit}MB'")
+            megabytes = MEGABYTES + MEGABYTES_PER_MILLION_ROWS * (self.rows // 1_000_000)
+            self.connection.execute(f"SET memory_limit='{megabytes}MB'")
 
 
-def _watched(batches: Iterator[pa.RecordBatch], failures: list[Exception], room: _Room) -> Iterator[pa.RecordBatch]:
-    """DuckDB reads the batches and would hide why they end."""
+def _keep_failure(batches: Iterator[pa.RecordBatch], failures: list[Exception], limit: _MemoryLimit) -> Iterator[pa.RecordBatch]:
+    """Pass the batches on to DuckDB, and keep the exception that ends them, which DuckDB would hide."""
     try:
         for batch in batches:
-            room.make(len(batch))
+            limit.grow(len(batch))
             yield batch
     except Exception as error:
         failures.append(error)

@@ -9,7 +9,6 @@ import gc
 import itertools
 import logging
 import os
-import sys
 import threading
 import time
 from collections import Counter
@@ -29,13 +28,15 @@ from fer_ray.errors import FerRayError, ImageError, StorageError
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
 from fer_ray.label.labeler import LabeledImage, Labeler, load_model
-from fer_ray.label.plan import Part, Plan, Run, open_manifest, staged_file
+from fer_ray.label.plan import Part, Plan, open_manifest, staged_file
+from fer_ray.label.run import Run
 from fer_ray.label.staging import staging_table
 from fer_ray.label.telemetry import LabelingMetrics
 from fer_ray.models import bundle
 from fer_ray.schema import ImageEntry, Status
 from fer_ray.vision.sandbox import survivors
 
+LOGGER = logging.getLogger(__name__)
 PROGRESS_SECONDS = 1.0  # between two looks at the counts
 MAX_TASKS = 4000  # of a run: each costs the driver some time and memory
 TASKS_PER_WORKER = 8  # at least, so that all end at about the same time
@@ -61,10 +62,21 @@ def label_to_staging(
     parts: Sequence[Part],
     report_progress: Callable[[Counter[str], int], None],
     make_labeler: Callable[[Run], EntryLabeler] | None = None,
-) -> None:
+) -> float:
     """Label the images of the parts and leave one file for each part in staging, which makes the part finished.
 
-    `report_progress` is called every few seconds with the counts so far (images, faces, failed) and the number of images.
+    Args:
+        run: The run.
+        plan: Its plan.
+        parts: Those that are not finished.
+        report_progress: Called every second with the counts so far (images, faces, failed) and the number of images.
+        make_labeler: What labels, made in each process; by default the run's model.
+
+    Returns:
+        The seconds since the first process had loaded its labeler, so that the rate leaves start-up out.
+
+    Raises:
+        StorageError: the store, the disk or the model stopped the run.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -97,8 +109,10 @@ def label_to_staging(
     if consuming.exception() and (reason := ray.get(progress.why_failed.remote())):
         raise StorageError(reason) from consuming.exception()
     consuming.result()
+    seconds = time.time() - float(ray.get(progress.read_start.remote()))
     if models and (lost := models.lost()):
-        print(f"warning: {lost} of {len(models.actors)} GPUs were lost on the way; the others or the CPUs did their part.", file=sys.stderr)
+        LOGGER.warning("%d of %d GPUs were lost on the way; the others or the CPUs did their part.", lost, len(models.actors))
+    return seconds
 
 
 def _consume(dataset: ray.data.Dataset, consuming: Future[None]) -> None:
@@ -118,8 +132,11 @@ class Progress:
         self.counts: Counter[str] = Counter()
         self.starts: Counter[int] = Counter()
         self.reason = ""
+        self.began = time.time()
 
     def start(self, first_row: int) -> int:
+        if not self.starts:
+            self.began = time.time()
         self.starts[first_row] += 1
         return self.starts[first_row]
 
@@ -128,6 +145,9 @@ class Progress:
 
     def read(self) -> Counter[str]:
         return self.counts
+
+    def read_start(self) -> float:
+        return self.began
 
     def fail(self, reason: str) -> None:
         self.reason = reason

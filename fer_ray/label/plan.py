@@ -1,4 +1,4 @@
-"""What a run must label: its identity, and a plan that is made once and holds one row per image.
+"""What a run must label: a plan that is made once and holds one row per image.
 
     _manifest/<run_id>/plan.json             the plan: written last, by the first of those who plan the same run
     _manifest/<run_id>/<attempt>/0.parquet   a million images a file; each row group is a part, the unit of work
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import itertools
 import json
 import uuid
@@ -20,69 +19,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_ray.config.label import LabelConfig
 from fer_ray.errors import StorageError, UsageError
-from fer_ray.io.storage import Storage, join
+from fer_ray.io.storage import join
 from fer_ray.label.incremental import Counts
 from fer_ray.schema import MANIFEST
 
+if TYPE_CHECKING:
+    from fer_ray.label.run import Run
+
 ROWS_PER_FILE = 1_000_000
-SMALLEST_PART, LARGEST_PART = 16, 512
+MIN_PART_ROWS = 16  # the first parts of a run: a short one keeps every process busy, and a kill costs little
+MAX_PART_ROWS = 512
 PLAN_FILE = "plan.json"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One labeling run and the places of its files. All addresses are absolute paths or s3:// URIs."""
-
-    run_id: str
-    run_date: datetime.date
-    inputs: tuple[str, ...]
-    output: str
-    model: str
-    model_version: str
-    config: LabelConfig
-    storage: Storage
-
-    @property
-    def request(self) -> dict[str, Any]:
-        """What decides the result of a run; a run id belongs to one such request."""
-        return {
-            "input": list(self.inputs),
-            "model": self.model_version,
-            "limit": self.config.limit,
-            "all": self.config.all,
-            **dataclasses.asdict(self.config.labeling),
-        }
-
-    @property
-    def input_uri(self) -> str:
-        return ", ".join(self.inputs)
-
-    @property
-    def manifest(self) -> str:
-        return join(self.output, "_manifest", self.run_id)
-
-    @property
-    def plan_file(self) -> str:
-        return join(self.manifest, PLAN_FILE)
-
-    @property
-    def staging(self) -> str:
-        return join(self.output, "_staging", self.run_id)
-
-    @property
-    def commit_file(self) -> str:
-        """The run's row in `runs`: where it exists, the run is published."""
-        return join(self.output, "runs", f"{self.run_id}.parquet")
-
-    def is_published(self) -> bool:
-        return self.storage.find(self.commit_file) is not None
 
 
 @dataclass(frozen=True)
@@ -110,27 +63,6 @@ class Part:
     @property
     def name(self) -> str:
         return f"{self.first_row:012d}.parquet"
-
-
-def name_run(unnamed: Run) -> Run:
-    """The run under the id and date that were asked for, or of the unfinished run of the same request, or under a new id.
-
-    So the same command line takes up what was interrupted, even on another day.
-
-    Raises:
-        UsageError: the id was used for another request or date.
-    """
-    if unnamed.run_id:
-        return _check_same_request(unnamed)
-    for run_id, plan in sorted(_plans(unnamed), reverse=True):
-        run = dataclasses.replace(unnamed, run_id=run_id, run_date=datetime.date.fromisoformat(plan.run_date))
-        same_date = not unnamed.config.run_date or plan.run_date == unnamed.config.run_date
-        if plan.request == unnamed.request and same_date and not run.is_published():
-            return run
-    digest = hashlib.sha256(json.dumps(unnamed.request, sort_keys=True).encode()).hexdigest()[:8]
-    stem = f"{unnamed.run_date.isoformat()}-{digest}"
-    names = itertools.chain([stem], (f"{stem}-{n}" for n in itertools.count(2)))
-    return next(run for run in (dataclasses.replace(unnamed, run_id=name) for name in names) if not run.is_published())
 
 
 def read_plan(run: Run) -> Plan | None:
@@ -233,51 +165,5 @@ def _parts(due: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _part_size(first_row: int) -> int:
     """Rows of the part at a row; parts never reach over the end of a manifest file."""
-    size = min(max(first_row // 32, SMALLEST_PART), LARGEST_PART)
+    size = min(max(first_row // 32, MIN_PART_ROWS), MAX_PART_ROWS)
     return min(size, ROWS_PER_FILE - first_row % ROWS_PER_FILE)
-
-
-def _plans(unnamed: Run) -> Iterator[tuple[str, Plan]]:
-    """The plans in the output that read, by their run ids."""
-    for entry in unnamed.storage.walk(join(unnamed.output, "_manifest")):
-        path = PurePosixPath(entry.image_uri)
-        if path.name == PLAN_FILE:
-            run = dataclasses.replace(unnamed, run_id=path.parent.name)
-            try:
-                plan = read_plan(run)
-            except UsageError:
-                continue
-            if plan:
-                yield run.run_id, plan
-
-
-def _check_same_request(run: Run) -> Run:
-    """The run with the date it was first started on."""
-    request, run_date = _recorded(run)
-    if request is None or run_date is None:
-        return run
-    if run.config.run_date and run_date != run.run_date:
-        raise UsageError(f"The run id {run.run_id} was used with another run date ({run_date}): choose another run id.")
-    different = [name for name, value in run.request.items() if request.get(name) != value]
-    if different:
-        name = different[0]
-        change = f"{request.get(name)!r}, now {run.request[name]!r}"
-        raise UsageError(f"The run id {run.run_id} was used with another {name} ({change}): choose another run id.")
-    return dataclasses.replace(run, run_date=run_date)
-
-
-def _recorded(run: Run) -> tuple[dict[str, Any] | None, datetime.date | None]:
-    """What this run id stood for before: in the published row, or in the plan while the run is unfinished."""
-    try:
-        if run.is_published():
-            row = read_run(run)
-            return dict(json.loads(row["config_json"])["request"]), row["run_date"]
-        plan = read_plan(run)
-        return (plan.request, datetime.date.fromisoformat(plan.run_date)) if plan else (None, None)
-    except (ValueError, KeyError, pa.ArrowException) as error:
-        raise UsageError(f"What the run id {run.run_id} stood for cannot be read ({error}): choose another run id.") from error
-
-
-def read_run(run: Run) -> dict[str, Any]:
-    """The row of a published run."""
-    return dict(pq.read_table(pa.BufferReader(run.storage.read(run.commit_file))).to_pylist()[0])

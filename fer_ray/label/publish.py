@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 
 from fer_ray.errors import PublishError
 from fer_ray.io.storage import join
-from fer_ray.label.plan import Part, Plan, Run, open_manifest, read_parts, remove_work, staged_file
+from fer_ray.label.plan import Part, Plan, open_manifest, read_parts, remove_work, staged_file
+from fer_ray.label.run import Run
 from fer_ray.label.views import write_views
 from fer_ray.schema import FACES, IMAGES, RUNS
 
 ROWS_PER_GROUP = 100_000
-TOP_ERRORS, MOST_ERRORS = 5, 1000
+TOP_ERRORS = 5  # sentences in the summary of a run
+MAX_ERRORS = 1000  # sentences that one task counts
 
 
 def publish_tables(run: Run, plan: Plan) -> Counter[str]:
@@ -60,7 +62,7 @@ def write_tables(run: Run, plan: Plan, parts: Sequence[Part]) -> Counter[str]:
                 face_writer.write_table(faces, ROWS_PER_GROUP)
                 _count(counts, rows, faces)
     errors = Counter({key: n for key, n in counts.items() if key.startswith("error:")})
-    return counts - errors + Counter(dict(errors.most_common(MOST_ERRORS)))
+    return counts - errors + Counter(dict(errors.most_common(MAX_ERRORS)))
 
 
 def commit(run: Run, row: dict[str, Any]) -> None:
@@ -145,7 +147,7 @@ def _staged(run: Run, plan: Plan, part: Part) -> pa.Table:
     except FileNotFoundError as error:
         raise PublishError(f"Staging of run {run.run_id} lacks the images from row {part.first_row} on: start the run again.") from error
     except pa.ArrowException as error:
-        raise PublishError(f"The staged file {file} does not read: remove it and start the run again.") from error
+        raise PublishError(f"The staged file {file} cannot be read: remove it and start the run again.") from error
 
 
 def _flat_faces(rows: pa.Table) -> pa.Table:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
 
 LOGGER = logging.getLogger(__name__)
 LOG_SECONDS = 60.0
@@ -75,6 +76,7 @@ class LogProgress:
 
     def start(self, what: str) -> None:
         LOGGER.info("%s", what)
+        self._pace = Pace()
         self._last_line = time.monotonic()
 
     def update(self, done: int, total: int, note: str = "", unit: str = "images") -> None:
@@ -102,12 +104,13 @@ class BarProgress:
             transient=True,
             redirect_stdout=sys.stdout.isatty(),
         )
-        self._task = self._bar.add_task("", total=None, facts="", start=False)
+        self._task = self._add("")
         self._pace = Pace()
 
     def start(self, what: str) -> None:
         self._pace = Pace()
-        self._bar.update(self._task, description=what, total=None, completed=0, facts="")
+        self._bar.remove_task(self._task)
+        self._task = self._add(what)
         self._bar.start()
 
     def update(self, done: int, total: int, note: str = "", unit: str = "images") -> None:
@@ -121,6 +124,9 @@ class BarProgress:
 
     def close(self) -> None:
         self._bar.stop()
+
+    def _add(self, what: str) -> TaskID:
+        return self._bar.add_task(what, total=None, facts="", start=False)
 
 
 def _console() -> Console:

@@ -7,25 +7,25 @@ import ray
 
 from fer_ray.config.label import LabelConfig, LabelingConfig
 from fer_ray.errors import UsageError
-from fer_ray.label import job
 from fer_ray.label.gpu_models import ModelProcess, RemoteModel, gather
+from fer_ray.label.job import label
 from fer_ray.label.labeler import Labeler, load_model
-from fer_ray.label.plan import Run
+from fer_ray.label.run import Run, identify
 from fer_ray.models import bundle
 
 
 @pytest.fixture
 def run(photographs: dict[str, Path], tmp_path: Path, ray_cluster: None) -> Run:
-    return job._identify(LabelConfig((str(photographs["astronaut"].parent),), str(tmp_path / "out"), labeling=LabelingConfig(flip=True)))
+    return identify(LabelConfig((str(photographs["astronaut"].parent),), str(tmp_path / "out"), labeling=LabelingConfig(flip=True)))
 
 
 def test_a_model_elsewhere_gives_the_same_answers_and_the_cpu_takes_over(
-    run: Run, photographs: dict[str, Path], capfd: pytest.CaptureFixture[str]
+    run: Run, photographs: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     actors = [ray.remote(num_cpus=0)(ModelProcess).remote(run, "CPU") for _ in range(2)]
     models = gather(actors, 120)
     assert models is not None
-    assert "the model runs on 2 GPUs" in capfd.readouterr().out
+    assert "the model runs on 2 GPUs" in caplog.messages
     loads: list[str] = []
 
     def load() -> bundle.Bundle:
@@ -52,4 +52,4 @@ def test_a_model_elsewhere_gives_the_same_answers_and_the_cpu_takes_over(
 def test_gpus_that_no_machine_has_are_refused_with_the_numbers(photographs: dict[str, Path], tmp_path: Path, ray_cluster: None) -> None:
     config = LabelConfig((str(photographs["astronaut"]),), str(tmp_path / "out"), gpus=0.5)
     with pytest.raises(UsageError, match=r"The model is to run on 0\.5 GPUs, more than this machine has: lower --gpus or leave it out\."):
-        job.label(config)
+        label(config)

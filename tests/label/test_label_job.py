@@ -24,8 +24,9 @@ from fer_ray.errors import PublishError, UsageError
 from fer_ray.io.storage import Storage
 from fer_ray.label.incremental import Counts, due_images
 from fer_ray.label.job import label
-from fer_ray.label.plan import Run, read_parts, staged_file, write_plan
+from fer_ray.label.plan import read_parts, staged_file, write_plan
 from fer_ray.label.publish import write_tables
+from fer_ray.label.run import Run
 from fer_ray.models import bundle
 from fer_ray.schema import FACES, IMAGES, RUNS, STAGING, ImageEntry, image_id
 
@@ -128,13 +129,13 @@ def test_the_files_are_the_published_interface(labeled: tuple[dict[str, object],
 
 
 def test_a_published_run_is_not_done_again_and_its_id_is_not_reused(
-    labeled: tuple[dict[str, object], Path, int], archive: Path, capsys: pytest.CaptureFixture[str]
+    labeled: tuple[dict[str, object], Path, int], archive: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     summary, output, _ = labeled
     before = {file: file.stat().st_mtime_ns for file in output.rglob("*.parquet")}
     again, exit_code = label(LabelConfig((str(archive),), str(output), run_id="night-1", run_date="2026-11-20"))
     assert (again, exit_code) == (summary, 0)
-    assert "published already" in capsys.readouterr().out
+    assert "published already" in caplog.text
     with pytest.raises(UsageError, match="used with another input"):
         label(LabelConfig((str(archive / "2019"),), str(output), run_id="night-1", run_date="2026-11-20"))
     with pytest.raises(UsageError, match="used with another limit"):

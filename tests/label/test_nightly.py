@@ -22,7 +22,8 @@ from fer_ray.errors import FerRayError
 from fer_ray.io.storage import Storage
 from fer_ray.label.incremental import Counts, due_images
 from fer_ray.label.job import label
-from fer_ray.label.plan import Run, name_run, read_parts, read_plan, write_plan
+from fer_ray.label.plan import read_parts, read_plan, write_plan
+from fer_ray.label.run import Run, name_run
 from fer_ray.models import bundle
 from fer_ray.schema import ImageEntry
 from fer_ray.vision.sandbox import survivors
@@ -95,7 +96,7 @@ def test_two_nights_over_s3_label_everything_once_and_then_what_is_new(
 
 
 def test_a_night_that_cannot_write_stops_with_a_sentence_and_goes_on_when_it_can(
-    s3_server: S3Server, ray_cluster: None, photographs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    s3_server: S3Server, ray_cluster: None, photographs: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     client = s3_server.client()
     client.create_bucket(Bucket="full")
@@ -114,7 +115,7 @@ def test_a_night_that_cannot_write_stops_with_a_sentence_and_goes_on_when_it_can
         assert (summary["images_ok"], exit_code) == (40, 0)
         again = [path for path, n in proxy.fetched.items() if "/in/" in path and n != fetched.get(path)]
         assert again == [], "all images were labeled before the tables could not be written"
-        assert "going on: 40 images are labeled already" in capsys.readouterr().out
+        assert "resuming: 40 images labeled already" in caplog.messages
     finally:
         proxy.stop()
 

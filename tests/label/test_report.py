@@ -18,13 +18,13 @@ from stores import S3Server
 from fer_ray.config.label import LabelConfig
 from fer_ray.io.storage import Storage
 from fer_ray.label.job import label
-from fer_ray.label.plan import Run
 from fer_ray.label.report import summarize as counting
 from fer_ray.label.report.aggregates import RunAggregates, emotions_by_folder, read_earlier_runs
 from fer_ray.label.report.drift import MOVED, PSI_WATCH, measure_drift, stability_index
 from fer_ray.label.report.page import write_report
 from fer_ray.label.report.summarize import summarize
 from fer_ray.label.report.summary import LABELS, OTHERS
+from fer_ray.label.run import Run
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 HOSTILE_FOLDER = "\"'><b onmouseover=window.hacked=1>"
@@ -84,7 +84,7 @@ def test_the_report_of_a_real_run_shows_faces_and_failures_and_strangers_names_a
 
 
 def test_a_lost_report_is_written_by_the_next_start_and_trouble_with_it_does_not_fail_the_run(
-    night: tuple[LabelConfig, Path], capsys: pytest.CaptureFixture[str]
+    night: tuple[LabelConfig, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     config, report = night
     shutil.copytree(config.output, f"{config.output}-copy")
@@ -93,10 +93,10 @@ def test_a_lost_report_is_written_by_the_next_start_and_trouble_with_it_does_not
     shutil.rmtree(reports)
     reports.write_text("in the way")
     assert label(config)[1] == 0
-    assert "warning: the report could not be written" in capsys.readouterr().err
+    assert "the report could not be written" in caplog.text
     reports.unlink()
     assert label(config)[1] == 0
-    assert f"report: {reports}/night-1/report.html" in capsys.readouterr().out
+    assert f"next: open {reports}/night-1/report.html in a browser" in caplog.messages
     page = Page((reports / "night-1" / "report.html").read_text(encoding="utf-8"))
     assert "img" not in {tag for tag, _ in page.tags}
     assert "--no-thumbnails" in page.text

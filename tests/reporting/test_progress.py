@@ -1,6 +1,5 @@
 """What people see while a job works: a bar on a terminal that spares what is printed, a line a minute in a log."""
 
-import logging
 import os
 import pty
 import re
@@ -51,7 +50,6 @@ def test_a_terminal_has_one_bar_that_moves_and_keeps_below_what_is_said() -> Non
 def test_a_log_file_has_a_line_a_minute_with_its_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = [1000.0]
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    caplog.set_level(logging.INFO)
     told = progress.LogProgress()
     told.start("starting Ray")
     now[0] += 50  # which is no time of labeling

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from fer_ray.config.label import LabelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.io.storage import Storage
-from fer_ray.label.plan import Run
+from fer_ray.label.run import Run
 from fer_ray.schema import FACES, IMAGES, RUNS, Status
 
 ROWS_PER_FILE = 1_000_000

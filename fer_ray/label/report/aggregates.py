@@ -13,8 +13,8 @@ from typing import Any
 
 from fer_ray.errors import StorageError
 from fer_ray.io.storage import join
-from fer_ray.label.plan import Run
 from fer_ray.label.report.summary import LABELS, OTHERS, STATUSES, RunSummary, cut
+from fer_ray.label.run import Run
 
 AGGREGATES_FILE = "aggregates.json"
 FORMAT_VERSION = 1

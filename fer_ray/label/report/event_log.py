@@ -17,7 +17,7 @@ MAX_BYTES = 8 << 20
 class RunLog:
     """Events of a run with their times (UTC), in `reports/<run_id>/log.jsonl`; a run that is gone on with adds to it.
 
-    A store has no way to add to an object, so each event writes the whole file anew: say some a minute, not more. A log
+    A store has no way to add to an object, so each event writes the whole file anew: record some a minute, not more. A log
     that cannot be written is no trouble of the run.
     """
 
@@ -27,7 +27,7 @@ class RunLog:
         with suppress(StorageError, OSError):  # a new run, or a log that grew too large: it begins again
             self._lines = storage.read(self.address, MAX_BYTES).splitlines()
 
-    def say(self, event: str, **facts: Any) -> None:
+    def record(self, event: str, **facts: Any) -> None:
         """Add an event; what JSON does not know becomes text."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         self._lines.append(json.dumps({"time": now, "event": event, **facts}, default=str).encode())

@@ -7,11 +7,11 @@ from typing import Any
 from urllib.parse import quote
 
 from fer_ray.io.storage import join
-from fer_ray.label.plan import Run
 from fer_ray.label.report.aggregates import aggregate, read_earlier_runs, write_aggregates
 from fer_ray.label.report.content import ReportContent, RunReport, image_link
 from fer_ray.label.report.samples import read_samples
 from fer_ray.label.report.summarize import summarize
+from fer_ray.label.run import Run
 from fer_ray.reporting.html import render
 
 PAGE_FILE = "report.html"

@@ -15,7 +15,7 @@ import numpy as np
 
 from fer_ray.io.inputs import read_image_named
 from fer_ray.io.tar import archive_of
-from fer_ray.label.plan import Run
+from fer_ray.label.run import Run
 from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
 

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fer_ray.label.plan import Run
 from fer_ray.label.publish import table_file
 from fer_ray.label.report.summary import (
     BINS,
@@ -28,6 +27,7 @@ from fer_ray.label.report.summary import (
     keep_largest,
     merge_failures,
 )
+from fer_ray.label.run import Run
 from fer_ray.typing import Float64Array, Int64Array
 
 ROWS_PER_BATCH = 1 << 16

@@ -1,0 +1,65 @@
+"""A dry run: what would be labeled, and how long it would take."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import random
+import time
+from typing import Any
+
+import pyarrow.compute as pc
+
+from fer_ray.io.prefetch import Fetcher
+from fer_ray.label.incremental import Counts, find_due
+from fer_ray.label.run import Run
+from fer_ray.models import bundle
+from fer_ray.schema import ImageEntry
+from fer_ray.text import plural
+
+LOGGER = logging.getLogger(__name__)
+SAMPLE_IMAGES = 24
+START_UP_SECONDS = 8.0  # for Ray and the model, on two cores
+
+
+def estimate(run: Run) -> dict[str, Any]:
+    """Count the images that are due, and time a random sample of them in this process; nothing is written."""
+    counts, images, size = Counts(), 0, 0
+    sample: list[ImageEntry] = []
+    generator = random.Random(0)
+    for table in find_due(run, counts):
+        size += pc.sum(table["size_bytes"]).as_py() or 0
+        for row in range(len(table)):
+            images += 1
+            place = images - 1 if images <= SAMPLE_IMAGES else generator.randrange(images)  # reservoir sampling: each is as likely
+            if place < SAMPLE_IMAGES:
+                sample[place : place + 1] = [ImageEntry(**table.slice(row, 1).to_pylist()[0])]
+    workers = run.config.workers or os.cpu_count() or 1
+    seconds = START_UP_SECONDS + images * _seconds_per_image(run, sample) / workers if sample else 0.0
+    megabytes = f"{size / 1e6:,.1f} MB"
+    LOGGER.info("would label %s, %s, as run %s; %s known", plural(images, "image"), megabytes, run.run_id, f"{counts.known:,}")
+    LOGGER.info("about %s with %d processes, from a sample of %d", datetime.timedelta(seconds=round(seconds)), workers, len(sample))
+    LOGGER.info("next: the same command without --dry-run")
+    return {
+        "run_id": run.run_id,
+        "status": "dry_run",
+        "output": run.output,
+        "images_total": images,
+        "images_skipped": counts.known,
+        "bytes_total": size,
+        "estimated_seconds": round(seconds),
+        "model_version": run.model_version,
+    }
+
+
+def _seconds_per_image(run: Run, sample: list[ImageEntry]) -> float:
+    from fer_ray.label.labeler import Labeler
+
+    with bundle.local_copy(run.storage, run.model) as folder:
+        labeler = Labeler(folder, run.config.labeling, threads=1)
+    fetcher = Fetcher(run.storage, run.config.labeling.max_file_megabytes)
+    labeler.label(fetcher.fetch(sample[:1]))
+    started = time.monotonic()
+    labeler.label(fetcher.fetch(sample))
+    return (time.monotonic() - started) / len(sample)

@@ -1,0 +1,101 @@
+"""What came out of a run: its row in `runs`, the summary, and the sentences about it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import fer_ray
+from fer_ray.label.plan import Plan
+from fer_ray.label.run import Run
+from fer_ray.reporting.progress import format_rate
+from fer_ray.schema import SCHEMA_VERSION, Status
+from fer_ray.text import plural, sanitize
+
+SUMMARY_KEYS = ("images_total", "images_ok", "images_no_face", "images_failed", "images_skipped", "faces_total")
+
+
+def summarize(run: Run, row: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a published run, for machines."""
+    return {
+        "run_id": run.run_id,
+        "status": row["status"],
+        "output": run.output,
+        **{key: row[key] for key in SUMMARY_KEYS},
+        "images_per_second": round(row["images_per_second"], 2),
+        "model_version": row["model_version"],
+    }
+
+
+def describe(row: dict[str, Any], counts: Counter[str], labeled: int, seconds: float) -> list[str]:
+    """The same in sentences.
+
+    Args:
+        row: The run's row in `runs`.
+        counts: What `publish_tables` counted.
+        labeled: How many images were labeled since this start of the run.
+        seconds: How long that took, without start-up.
+    """
+    took = f"{labeled:,} labeled now, in {seconds:.1f} s, {format_rate(labeled / seconds, 'images')}" if seconds else "labeled before"
+    lines = [
+        f"{plural(row['images_total'], 'image')} ({took})",
+        f"  {row['images_ok']:,} with faces, {row['images_no_face']:,} without, {row['images_failed']:,} failed",
+        f"  {plural(row['faces_total'], 'face')} ({row['faces_left_out']:,} more left out: too small or too doubtful)",
+    ]
+    emotions = [(key.removeprefix("emotion:"), n) for key, n in counts.most_common() if key.startswith("emotion:")]
+    if emotions:
+        lines.append("  " + ", ".join(f"{name} {n / row['faces_total']:.1%}" for name, n in emotions))
+    return lines + [f"  {n:,} x {sanitize(sentence)}" for sentence, n in _top_errors(counts).items()]
+
+
+def _top_errors(counts: Counter[str]) -> dict[str, int]:
+    """The commonest error sentences with their counts."""
+    return {key.removeprefix("error:"): n for key, n in counts.most_common() if key.startswith("error:")}
+
+
+def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float) -> dict[str, Any]:
+    """The run's row in `runs`; its rate leaves start-up out."""
+    ray = sys.modules.get("ray")  # a run with nothing to do starts no cluster
+    resources = ray.cluster_resources() if ray and plan.images else {}
+    return {
+        "run_id": run.run_id,
+        "run_date": run.run_date,
+        "started_at": datetime.datetime.fromisoformat(plan.started_at),
+        "finished_at": datetime.datetime.now(datetime.UTC),
+        "status": "done",
+        "input_uri": run.input_uri,
+        "config_json": json.dumps({"request": run.request, "config": run.config.to_dict()}, sort_keys=True),
+        "fer_ray_version": fer_ray.__version__,
+        "ray_version": metadata.version("ray"),
+        "git_commit": _git_commit(),
+        "model_version": run.model_version,
+        "detector_version": run.config.labeling.detector_version,
+        "images_total": counts["images_total"],
+        "images_ok": counts[f"status:{Status.OK}"],
+        "images_no_face": counts[f"status:{Status.NO_FACE}"],
+        "images_failed": sum(counts[f"status:{status}"] for status in Status if status.is_failure),
+        "images_skipped": plan.skipped,
+        "faces_total": counts["faces_total"],
+        "faces_left_out": counts["faces_left_out"],
+        "images_per_second": images_per_second,
+        "cpu_count": int(resources.get("CPU", 0)),
+        "gpu_count": int(resources.get("GPU", 0)),
+        "top_errors_json": json.dumps(_top_errors(counts)),
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this code runs from; None outside one."""
+    here = Path(__file__).parent
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,77 @@
+"""A picture of what a run found: its first images that have faces, with their labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+
+from fer_ray.errors import ImageError, StorageError
+from fer_ray.io.inputs import read_image_named
+from fer_ray.io.storage import join
+from fer_ray.label.publish import table_file
+from fer_ray.label.run import Run
+from fer_ray.typing import UInt8Array
+from fer_ray.vision.decode import decode
+
+TILE = 480  # pixels of an image's square
+
+
+def draw_picture(run: Run, max_images: int) -> str:
+    """Draw boxes and labels into a sheet of the first images that have faces; gives its address."""
+    tiles = []
+    for uri, rows in _first_faces(run, max_images).items():
+        try:
+            content = read_image_named(run.storage, uri, run.config.labeling.max_file_megabytes)
+            decoded = decode(content, run.config.labeling.max_megapixels, TILE)
+        except (ImageError, StorageError):
+            continue  # it was there when it was labeled
+        tiles.append(_tile(decoded.pixels, decoded.scale, rows))
+    target = join(run.output, "reports", run.run_id, "faces.jpg")
+    run.storage.write(target, cv2.imencode(".jpg", _sheet(tiles))[1].tobytes())
+    return target
+
+
+def _first_faces(run: Run, max_images: int) -> dict[str, list[dict[str, Any]]]:
+    """The faces of the first images that have any, by image_uri."""
+    faces: dict[str, list[dict[str, Any]]] = {}
+    columns = ["image_uri", "bbox_x", "bbox_y", "bbox_width", "bbox_height", "emotion", "confidence"]
+    file = table_file(run, "faces", 0)
+    if run.storage.find(file) is None:
+        return faces
+    with run.storage.open(file, read_ahead=1 << 16) as opened:
+        for batch in pq.ParquetFile(opened).iter_batches(1024, columns=columns):
+            for row in batch.to_pylist():
+                if row["image_uri"] not in faces and len(faces) == max_images:
+                    return faces
+                faces.setdefault(row["image_uri"], []).append(row)
+    return faces
+
+
+def _tile(pixels: UInt8Array, scale: float, faces: list[dict[str, Any]]) -> UInt8Array:
+    """An image on a square of TILE pixels with its faces marked."""
+    factor = TILE / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * factor)), max(1, round(pixels.shape[0] * factor)))
+    tile = np.full((TILE, TILE, 3), 255, np.uint8)
+    shown = tile[: size[1], : size[0]]
+    shown[:] = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    for face in faces:
+        left, top, width, height = (round(face[f"bbox_{part}"] / scale * factor) for part in ("x", "y", "width", "height"))
+        cv2.rectangle(shown, (left, top), (left + width, top + height), (60, 220, 60), 2)
+        text = f"{face['emotion']} {face['confidence']:.0%}"
+        (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.6, 1)
+        x, y = max(0, min(left, size[0] - text_width - 4)), max(top, text_height + 8)
+        cv2.rectangle(shown, (x, y - text_height - 8), (x + text_width + 4, y), (60, 220, 60), cv2.FILLED)
+        cv2.putText(shown, text, (x + 2, y - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
+    return tile
+
+
+def _sheet(tiles: list[UInt8Array]) -> UInt8Array:
+    if not tiles:
+        return np.full((TILE, TILE, 3), 255, np.uint8)
+    columns = min(3, len(tiles))
+    blank = np.full_like(tiles[0], 255)
+    filled = tiles + [blank] * (-len(tiles) % columns)
+    return np.vstack([np.hstack(filled[i : i + columns]) for i in range(0, len(filled), columns)])

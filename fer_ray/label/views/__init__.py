@@ -1,0 +1,127 @@
+"""SQL for analysts: views over the committed runs, for DuckDB and for Athena; their text is in the templates beside this file."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fer_ray.io.storage import S3, Storage, join
+from fer_ray.schema import FACES, IMAGES, RUNS
+
+UNKNOWN_ADDRESS = "s3://BUCKET/PREFIX"
+NO_RUN_DATE = "2020-01-01"
+_ATHENA_TYPES = {
+    pa.string(): "string",
+    pa.bool_(): "boolean",
+    pa.int32(): "int",
+    pa.int64(): "bigint",
+    pa.float32(): "float",
+    pa.date32(): "date",
+    pa.timestamp("us", tz="UTC"): "timestamp",
+}
+
+
+def write_views(storage: Storage, output: str) -> None:
+    """Leave `views/duckdb.sql` and `views/athena.sql` beside the tables, unless they are there as they should be."""
+    scripts = {
+        "duckdb.sql": duckdb_views(output, storage.s3_endpoint),
+        "athena.sql": athena_views(output, _first_run_date(storage, output)),
+    }
+    for name, script in scripts.items():
+        uri, content = join(output, "views", name), script.encode(errors="surrogateescape")
+        try:
+            if storage.read(uri) == content:
+                continue
+        except FileNotFoundError:
+            pass
+        storage.write(uri, content)
+
+
+def duckdb_views(output: str, s3_endpoint: str = "") -> str:
+    """A script for DuckDB that makes the views `runs`, `images`, `faces`, `images_latest` and `faces_latest`.
+
+    It works from any directory. run_date comes from `runs`: a folder above the output may look like a partition as well.
+    """
+    store = urlsplit(s3_endpoint)
+    endpoint = (
+        f", ENDPOINT {_quoted(store.netloc)}, URL_STYLE 'path', USE_SSL {str(store.scheme == 'https').lower()}" if s3_endpoint else ""
+    )
+    literal = re.sub(r"[*?\[]", r"[\g<0>]", output)  # a name is no pattern
+    return _render(
+        "duckdb.sql.j2",
+        on_s3=output.startswith(S3),
+        endpoint=endpoint,
+        runs=_quoted(join(literal, "runs", "*.parquet")),
+        images=_quoted(join(literal, "images", "*", "*.parquet")),
+        faces=_quoted(join(literal, "faces", "*", "*.parquet")),
+        run_columns=_wrapped(RUNS.names),
+        image_columns=_wrapped([f"files.{name}" for name in IMAGES.names]),
+        face_columns=_wrapped([f"files.{name}" for name in FACES.names]),
+    )
+
+
+def athena_views(output: str, first_date: str = NO_RUN_DATE) -> str:
+    """Statements for Athena that make the same views, over external tables whose types follow from the schemas.
+
+    Partitions are projected from `first_date`, YYYY-MM-DD, on: no crawler and no MSCK REPAIR has to follow a run.
+    """
+    address = output if output.startswith(S3) else UNKNOWN_ADDRESS
+    projection = {"enabled": "true", "run_date.type": "date", "run_date.format": "yyyy-MM-dd", "run_date.range": f"{first_date},NOW+1DAYS"}
+    return _render(
+        "athena.sql.j2",
+        in_folder=address != output,
+        unknown_address=UNKNOWN_ADDRESS,
+        first_date=first_date,
+        projection=_listed(f"'projection.{name}' = '{value}'" for name, value in projection.items()),
+        runs=_quoted_for_hive(join(address, "runs", "")),
+        images=_quoted_for_hive(join(address, "images", "")),
+        faces=_quoted_for_hive(join(address, "faces", "")),
+        run_columns=_typed(RUNS),
+        image_types=_typed(IMAGES),
+        face_types=_typed(FACES),
+        image_columns=_wrapped([f"files.{name}" for name in IMAGES.names]),
+        face_columns=_wrapped([f"files.{name}" for name in FACES.names]),
+    )
+
+
+def _render(template: str, **values: object) -> str:
+    environment = Environment(
+        loader=PackageLoader(__name__, ""),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - SQL; names are quoted below
+    )
+    return environment.get_template(template).render(values)
+
+
+def _first_run_date(storage: Storage, output: str) -> str:
+    """The oldest run date that has images: names are listed in order, so the first tells."""
+    first = next(storage.walk(join(output, "images")), None)
+    found = re.search(r"/run_date=(\d{4}-\d\d-\d\d)/[^/]*$", first.image_uri) if first else None
+    return found[1] if found else NO_RUN_DATE
+
+
+def _typed(schema: pa.Schema) -> str:
+    return _listed(f"{field.name} {_ATHENA_TYPES[field.type]}" for field in schema)
+
+
+def _listed(items: Iterable[str]) -> str:
+    return ",\n".join(f"    {item}" for item in items)
+
+
+def _wrapped(names: Iterable[str]) -> str:
+    return textwrap.fill(", ".join(names), width=120, initial_indent="    ", subsequent_indent="    ")
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _quoted_for_hive(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
