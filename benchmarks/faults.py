@@ -195,7 +195,7 @@ def kill(kind: str, job: Job, remove_node: Callable[[], None]) -> bool:
     if kind == "node":
         remove_node()
     elif kind == "worker":
-        workers = [process for process in job.family() if "LabelPart" in " ".join(process.cmdline())]
+        workers = [process for process in job.family() if "LabelParts" in command_of(process)]
         if not workers:
             return False
         workers[0].kill()
@@ -204,6 +204,12 @@ def kill(kind: str, job: Job, remove_node: Callable[[], None]) -> bool:
     else:
         job.kill_everything()
     return True
+
+
+def command_of(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):  # or a zombie
+        return " ".join(process.cmdline())
+    return ""
 
 
 Cluster = tuple[Callable[[Path], Job], Callable[[], None]]  # how a job is started in it, and a node removed
