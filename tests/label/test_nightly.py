@@ -245,6 +245,7 @@ def test_what_crashes_left_is_put_right_and_what_others_do_is_left_alone(
     assert read_plan(dataclasses.replace(run, run_id="at-work"))
 
 
+@pytest.mark.timeout(600)  # five starts of the job, one after the other
 def test_a_run_killed_at_any_moment_ends_with_the_rows_of_an_undisturbed_one() -> None:
     """The short form of benchmarks/faults.py: a kill while planning, committing a part, of a worker, and publishing, all in one run."""
     command = [sys.executable, "benchmarks/faults.py", "--images", "200", "--one-round"]
