@@ -33,10 +33,10 @@ from fer_ray.config.tune import TuneConfig
 from fer_ray.data.dataset import load_dataset
 from fer_ray.io.storage import Storage
 from fer_ray.train.loop import train_epochs
-from fer_ray.tune.job import trial_config
 from fer_ray.tune.results import COMPLETED, TRIALS_FILE, Trial, TrialEpoch, read_trials, write_trials
 from fer_ray.tune.searchers import EPOCH, make_scheduler, make_searcher, parse_proposed
 from fer_ray.tune.space.search_space import Settings, Space, read_space
+from fer_ray.tune.trial import trial_config
 
 TABLE = Path(__file__).parent / "recorded_search"
 CLASSES, IMAGES, SIDE = ("happy", "neutral", "sad", "surprise"), 500, 24  # images of each class and split: an epoch takes half a second

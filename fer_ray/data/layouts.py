@@ -6,9 +6,9 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from fer_ray.config.dataset import TEST, TRAIN, VALIDATION
+from fer_ray.config.dataset import TEST, TRAIN, VALIDATION, DatasetConfig
 from fer_ray.data.fer2013_csv import Row, read_pixel_csv
 from fer_ray.emotions import emotion_of
 from fer_ray.errors import DatasetError, UsageError
@@ -56,6 +56,16 @@ class Layout:
 
     samples: tuple[Sample, ...]
     findings: tuple[str, ...] = ()
+
+
+def with_absolute_paths(config: DatasetConfig) -> DatasetConfig:
+    """The same data set for processes with another working directory, such as Ray's workers.
+
+    Raises:
+        UsageError: an address is neither a path nor one that can be read.
+    """
+    dataset = config.dataset if config.dataset.startswith(KAGGLE) else absolute(config.dataset, "data set")
+    return replace(config, dataset=dataset, ferplus=tuple(absolute(file, "file of FER+ votes") for file in config.ferplus))
 
 
 def find_layout(dataset: str, storage: Storage) -> Layout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,8 +129,13 @@ class Explorer:
         return {**proposed, SETTINGS: json.dumps(self.space.vary(settings, CHANGEABLE, self.generator))}
 
 
+def seed_of(settings: Mapping[str, Any]) -> int:
+    """The seed that a training of these settings has."""
+    return int(settings.get("seed", OptimizationConfig().seed))
+
+
 def parse_proposed(proposed: dict[str, Any]) -> Settings:
     """The settings of what Tune calls a configuration; the seeds of its repetitions are counted up from its own."""
     settings: Settings = json.loads(proposed[SETTINGS])
     index = proposed.get(SEED_INDEX, 0)
-    return {**settings, "seed": settings.get("seed", OptimizationConfig().seed) + index} if index else settings
+    return {**settings, "seed": seed_of(settings) + index} if index else settings

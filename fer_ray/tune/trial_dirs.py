@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import ray.tune
 
-from fer_ray.config.recipe import OptimizationConfig
 from fer_ray.models import bundle
-from fer_ray.train.job import BEST, KEPT
+from fer_ray.train.recorder import BEST_FOLDER
+from fer_ray.train.trainer import KEPT
 from fer_ray.tune.results import COMPLETED, FAILED, STOPPED, Trial, TrialEpoch
+from fer_ray.tune.searchers import seed_of
 
-SETTINGS_FILE, TRIALS_FOLDER, TUNE_FOLDER = "settings.json", "trials", "tune"
-REASON_LENGTH = 300
+SETTINGS_FILE = "settings.json"  # in the folder of a trial
+TRIALS_FOLDER = "trials"  # in the output of a search: a folder for each trial
+TUNE_FOLDER = "tune"  # in the output of a search: what Ray Tune needs to resume it
+REASON_LENGTH = 300  # characters of why a trial failed
 
 
 def collect(output: Path, trainable: Callable[..., None], epochs: int) -> list[Trial]:
@@ -60,17 +63,21 @@ def _trial(folder: Path, status: str, error: str | None) -> Trial:
     settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     best = best_bundle(folder)
     epochs = tuple(read_epochs(best)) if best else ()
-    return Trial(folder.name, status, settings, epochs, error, settings.get("seed", OptimizationConfig().seed))
+    return Trial(folder.name, status, settings, epochs, error, seed_of(settings))
 
 
 def read_epochs(best: Path) -> list[TrialEpoch]:
     """The epochs in the history of a bundle."""
-    names = {field.name for field in fields(TrialEpoch)}
     rows: list[dict[str, Any]] = pq.read_table(best / bundle.HISTORY_FILE).to_pylist()
-    return [TrialEpoch(**{name: value for name, value in row.items() if name in names}) for row in rows]
+    return [to_epoch(row) for row in rows]
+
+
+def to_epoch(row: Mapping[str, Any]) -> TrialEpoch:
+    """The epoch that a row of the history, or a report to Tune, tells of."""
+    return TrialEpoch(**{field.name: row[field.name] for field in fields(TrialEpoch) if field.name in row})
 
 
 def best_bundle(folder: Path) -> Path | None:
     """The bundle of the trial's best epoch, in its newest checkpoint; None before the first."""
-    found = list(folder.glob(f"**/checkpoint_*/{BEST}/{bundle.METADATA_FILE}"))
+    found = list(folder.glob(f"**/checkpoint_*/{BEST_FOLDER}/{bundle.METADATA_FILE}"))
     return max(found, key=lambda file: (file.stat().st_mtime_ns, file)).parent if found else None

@@ -1,17 +1,23 @@
-"""Searches on this machine; tests/test_submission.py has one on a cluster whose parts die."""
+"""Searches on this machine; tests/system/test_submission.py has one on a cluster whose parts die."""
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from faces import draw_face
 
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.tune import TuneConfig
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import Storage
-from fer_ray.tune import job
+from fer_ray.tune import progress
 from fer_ray.tune.job import tune
+from fer_ray.tune.progress import SearchProgress
 from fer_ray.tune.results import read_trials
+from fer_ray.tune.searchers import SETTINGS
 
 SPACE = """
 stem: {choice: [4, 8]}
@@ -25,22 +31,54 @@ batch_size: 16
 
 def search(tmp_path: Path, faces: Path, space: str = SPACE, **options: object) -> dict[str, object]:
     (tmp_path / "space.yaml").write_text(space)
-    data = DatasetConfig(str(faces), keep_duplicates=True)
-    return tune(TuneConfig(str(tmp_path / "search"), space=str(tmp_path / "space.yaml"), data=data, **options))  # type: ignore[arg-type]
+    options = {"data": DatasetConfig(str(faces), keep_duplicates=True), **options}
+    return tune(TuneConfig(str(tmp_path / "search"), space=str(tmp_path / "space.yaml"), **options))  # type: ignore[arg-type]
 
 
-def test_two_trials_of_two_workers_share_two_cpus_and_leave_the_front(ray_cluster: None, drawn_faces: Path, tmp_path: Path) -> None:
+def draw_faces_with_votes(root: Path) -> None:
+    """A folder faces and a file votes.csv, as FER+ has them."""
+    header = "Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+    generator, lines = np.random.default_rng(0), [header]
+    for number in range(120):
+        happy, split = number % 2 == 0, "train" if number < 80 else "validation"
+        draw_face(root / "faces" / split / ("happy" if happy else "sad"), happy, generator, number)
+        lines.append(f"{number}.png,0,{10 * happy},0,{10 * (not happy)},0,0,0,0,0,0")
+    (root / "votes.csv").write_text("\n".join(lines))
+
+
+def test_two_trials_of_two_workers_share_two_cpus_and_leave_the_front(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw_faces_with_votes(tmp_path)
+    monkeypatch.chdir(tmp_path)  # the workers have another working directory
+    caplog.set_level(logging.INFO, logger="fer_ray")
+    data = DatasetConfig("faces", ("votes.csv",), classes=("happy", "sad"), keep_duplicates=True)
     shares: dict[str, Any] = {"workers_per_trial": 2, "cpus_per_worker": 0.5, "scheduler": "none"}
-    summary = search(tmp_path, drawn_faces, trials=2, epochs=2, low_cost=True, train_best=1, **shares)
+    summary = search(tmp_path, Path("faces"), data=data, trials=2, epochs=2, low_cost=True, train_best=1, **shares)
     assert (summary["trials"], summary["completed"]) == (2, 2)
     trials = read_trials(Storage(), str(tmp_path / "search"))
     assert [len(trial.epochs) for trial in trials] == [2, 2]
     front = sorted((tmp_path / "search" / "front").iterdir())
     assert front[-1].read_text().splitlines()[2:] == (tmp_path / "search" / "best.yaml").read_text().splitlines()[1:]
     assert (tmp_path / "search" / "trained_model" / "model.keras").is_file()
+    *_, live = (message for message in caplog.messages if message.startswith("trial "))
+    assert f"best {summary['best_trial']} {summary['best_value']:.4f}" in live, "what was best at the end of the search is recommended"
+    assert "fer-ray train --config" in caplog.messages[-1]
 
 
-def test_a_population_goes_on_from_its_best(ray_cluster: None, drawn_faces: Path, tmp_path: Path) -> None:
+def test_the_best_so_far_is_the_best_epoch_of_all_trials_not_the_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="fer_ray")
+    told = SearchProgress(TuneConfig(str(tmp_path), objective="nll", data=DatasetConfig("faces")), str(tmp_path), expected=2)
+    first, second = (
+        SimpleNamespace(trial_id=name, status="RUNNING", config={SETTINGS: f'{{"stem": {stem}}}'}, is_finished=lambda: False)
+        for name, stem in (("first", 4), ("second", 8))
+    )
+    for number, (trial, nll) in enumerate([(first, 0.5), (second, 0.7), (first, 0.9), (second, float("nan"))]):
+        told.on_trial_result(number, [first, second], trial, {"epoch": number // 2 + 1, "nll": nll, "accuracy": 0.5})
+        assert "best first 0.5000 at epoch 1" in caplog.messages[-1]
+
+
+def test_a_population_continues_from_its_best(ray_cluster: None, drawn_faces: Path, tmp_path: Path) -> None:
     space = SPACE.replace("{log: [1.0e-3, 1.0e-2]}", "{choice: [1.0e-6, 3.0e-3]}")  # with the first nothing is learnt
     search(tmp_path, drawn_faces, space, scheduler="pbt", trials=2, epochs=2, pbt_interval=1)
     trials = read_trials(Storage(), str(tmp_path / "search"))
@@ -53,13 +91,13 @@ def test_seeds_are_trained_each_and_a_configuration_stands_with_their_mean(ray_c
     trials = read_trials(Storage(), str(tmp_path / "search"))
     assert sorted(trial.seed for trial in trials) == [7, 8]
     assert len({trial.configuration for trial in trials}) == 1
-    assert summary["best_value"] == pytest.approx(sum(trial.epochs[0].accuracy or 0 for trial in trials) / 2)
+    assert summary["best_value"] == pytest.approx(sum(trial.epochs[0].accuracy or 0 for trial in trials) / 2, abs=1e-4)
 
 
-def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason(
+def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_try_just_runs(
     ray_cluster: None, drawn_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "EQUAL_FAILURES", 2)
+    monkeypatch.setattr(progress, "MAX_EQUAL_FAILURES", 2)
     with pytest.raises(
         TrainingError,
         match=r"2 trials in a row failed in the same way \(The loss is no longer a number in epoch 1: .*\): the search was stopped; see",
@@ -71,6 +109,10 @@ def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason(
             trials=20,
             epochs=1,
         )
+    summary = search(tmp_path, drawn_faces, SPACE, trials=1, epochs=1)
+    assert (summary["trials"], summary["completed"]) == (1, 1)
+    with pytest.raises(UsageError, match="exists already: resume the search with --resume"):
+        search(tmp_path, drawn_faces, SPACE, trials=1, epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +124,14 @@ def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason(
         ({"space": "nowhere.yaml"}, "There is no search space"),
         ({"time_budget": "soon"}, "must be a number with s, m or h"),
         ({"resume": True}, "no search in .* to resume"),
-        ({"data": DatasetConfig("/nowhere")}, "/nowhere"),
+        ({"data": {"limit": 2}}, "4 training images, fewer than a batch of .*: search smaller values of batch_size"),
+        ({"data": {"dataset": "/nowhere"}}, "/nowhere"),
     ],
 )
 def test_a_search_that_cannot_run_is_refused_before_anything_is_written(
-    ray_cluster: None, drawn_faces: Path, tmp_path: Path, options: dict[str, object], complaint: str
+    ray_cluster: None, drawn_faces: Path, tmp_path: Path, options: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(UsageError, match=complaint):
-        data = DatasetConfig(str(drawn_faces), keep_duplicates=True)
-        tune(TuneConfig(str(tmp_path / "search"), **{"data": data, **options}))  # type: ignore[arg-type]
+        data = DatasetConfig(**{"dataset": str(drawn_faces), "keep_duplicates": True, **options.pop("data", {})})
+        tune(TuneConfig(str(tmp_path / "search"), data=data, **options))
     assert list(tmp_path.iterdir()) == []

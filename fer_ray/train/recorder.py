@@ -1,0 +1,143 @@
+"""What a training leaves behind after every epoch: the best bundle so far, its history, a checkpoint, and logs for people."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer_ray.config.train import TrainConfig
+from fer_ray.data.dataset import Dataset
+from fer_ray.models import bundle
+from fer_ray.models.architectures import NO_WEIGHTS, build
+from fer_ray.models.calibration import calibrate
+from fer_ray.reporting.progress import format_left
+from fer_ray.train.loop import Epoch, State
+
+BEST_FOLDER = "best"  # in a checkpoint: the bundle of the best epoch so far
+STATE_FILE = "state.npz"  # in a checkpoint: what the next epoch starts from
+PROGRESS_FILE = "progress.txt"  # in the storage of a training: a line for every epoch
+TENSORBOARD_FOLDER = "tensorboard"  # in the storage of a training, later in the bundle
+
+
+def has_checkpoints(storage: Path) -> bool:
+    """Whether any epoch was finished of the training, or of the trainings, that keep their checkpoints in or below this folder."""
+    return any(storage.glob(f"**/checkpoint_*/{STATE_FILE}"))
+
+
+class Recorder:
+    """Reports the epochs of one worker to Ray Train; the first worker also saves and logs them.
+
+    Args:
+        scratch: An empty folder of this process.
+        data: The data set, of which the bundle says what it held.
+        config: The training.
+        lineage: What the bundle says about the weights that the training started from.
+        storage: The folder of the training for the first worker, None for the others.
+    """
+
+    def __init__(self, scratch: Path, data: Dataset, config: TrainConfig, lineage: dict[str, Any], storage: Path | None) -> None:
+        self.best, self.checkpoint = scratch / BEST_FOLDER, scratch / "checkpoint"
+        self.data, self.config, self.lineage, self.storage = data, config, lineage, storage
+        self.history: list[dict[str, Any]] = []
+        self.event_log = _EventLog(storage / TENSORBOARD_FOLDER) if storage else None
+
+    def restore(self, checkpoint: Path) -> State:
+        """Take over the best bundle and the history of a checkpoint; returns the state to resume from."""
+        import pyarrow.parquet as pq
+
+        shutil.copytree(checkpoint / BEST_FOLDER, self.best)
+        self.history = pq.read_table(self.best / bundle.HISTORY_FILE).to_pylist()
+        with np.load(checkpoint / STATE_FILE, allow_pickle=False) as stored:
+            return dict(stored)
+
+    def report(self, epoch: Epoch) -> None:
+        """Save and log a finished epoch, and tell Ray Train of it."""
+        import ray.train
+
+        self.history.append({**epoch.row(), "finished_at": datetime.datetime.now(datetime.UTC)})
+        if self.storage is None or self.event_log is None:
+            ray.train.report(epoch.row())
+            return
+        if epoch.improved:
+            save_epoch(epoch, self.data, self.config, self.lineage, self.best)
+        _write_history(self.history, self.best)
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+        shutil.copytree(self.best, self.checkpoint / BEST_FOLDER)
+        np.savez(self.checkpoint / STATE_FILE, **epoch.state)  # type: ignore[arg-type]  # numpy's stub reads the keys as its own options
+        self.event_log.write(epoch.number, epoch.row())
+        with (self.storage / PROGRESS_FILE).open("a", encoding="utf-8") as progress:
+            progress.write(describe_epoch(epoch, self.config.recipe.optimization.epochs) + "\n")
+        ray.train.report(epoch.row(), checkpoint=ray.train.Checkpoint.from_directory(self.checkpoint))
+
+
+class _EventLog:
+    """Figures for TensorBoard, on disk when `write` returns.
+
+    tensorboardX's SummaryWriter hands them to a thread through a queue, which its `flush` does not wait for; Ray ends a worker that
+    has finished before the thread has written the last epoch. So the file is written here, without the queue.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+
+    def write(self, step: int, figures: dict[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        for name, value in figures.items():
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._writer.flush()
+
+
+def _write_history(rows: list[dict[str, Any]], folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table: pa.Table = pa.Table.from_pylist(rows)
+    pq.write_table(table, folder / bundle.HISTORY_FILE)
+
+
+def describe_epoch(epoch: Epoch, epochs: int) -> str:
+    """One epoch in one line; the time left is told from the second on, since the first takes longer than the others."""
+    words = [
+        f"epoch {epoch.number}/{epochs}",
+        f"loss {epoch.train_loss:.4f}",
+        f"val_accuracy {epoch.figures['accuracy']:.4f}",
+        f"val_macro_f1 {epoch.figures['macro_f1']:.4f}",
+        f"val_nll {epoch.figures['nll']:.4f}",
+        f"lr {epoch.learning_rate:.2e}",
+        f"{epoch.seconds:.0f} s",
+    ]
+    if 1 < epoch.number < epochs:
+        words.append(format_left(epoch.seconds * (epochs - epoch.number)))
+    if epoch.improved:
+        words.append("best so far")
+    return "  ".join(words)
+
+
+def save_epoch(epoch: Epoch, data: Dataset, config: TrainConfig, lineage: dict[str, Any], folder: Path) -> None:
+    """Save the model of this epoch as a bundle, calibrated on the validation split."""
+    folder.mkdir(exist_ok=True)
+    network = build(config.recipe.model, len(data.classes), NO_WEIGHTS)
+    network.set_weights(epoch.weights)
+    logits = bundle.predict_logits(network, data.validation.images)  # anew, as training may have used a coarser arithmetic
+    temperature, figures = calibrate(logits, data.validation.labels)
+    lineage = {
+        "data_sha256": data.sha256,
+        "train_counts": data.train.counts(data.classes),
+        "validation_counts": data.validation.counts(data.classes),
+        "findings": list(data.findings),
+        "epoch": epoch.number,
+        **lineage,
+        "config": config.to_dict(),
+    }
+    members = [bundle.Member(network, config.recipe.model)]
+    bundle.save(str(folder), members, bundle.Description(data.classes, temperature, figures, lineage))

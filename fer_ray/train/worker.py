@@ -1,0 +1,104 @@
+"""What runs in a worker of a training: it loads the data, builds the network, and reports every epoch."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fer_ray.config.recipe import PRETRAINED
+from fer_ray.config.train import TrainConfig
+from fer_ray.data.dataset import Dataset, load_dataset
+from fer_ray.errors import FerRayError, UsageError
+from fer_ray.io.storage import Storage
+from fer_ray.models import bundle
+from fer_ray.models.architectures import LOGITS, NO_WEIGHTS, share_gpus
+from fer_ray.train.collective import CollectiveWorkers
+from fer_ray.train.loop import SingleWorker, Workers, make_network, train_epochs
+from fer_ray.train.recorder import Recorder
+
+if TYPE_CHECKING:
+    import keras
+
+FAILURE_FILE = "failure.txt"  # in the storage of a training: why it cannot continue, in a sentence
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One Ray Train job, or the part of a training that it does.
+
+    Attributes:
+        config: The training; all its paths are absolute, since workers have another working directory.
+        storage: The folder for its checkpoints, its progress and its logs.
+        start: The checkpoint to resume from where the storage has none yet.
+        until: The last epoch of this part; by default that of the training.
+        gpus_per_worker: GPUs of each worker where the training uses GPUs; a fraction shares one.
+    """
+
+    config: TrainConfig
+    storage: str
+    start: str = ""
+    until: int | None = None
+    gpus_per_worker: float = 1.0
+
+
+def train_loop_per_worker(arguments: dict[str, Any]) -> None:
+    """What Ray Train calls in each worker, with the `run` and the number of `threads` to compute with."""
+    import ray.train
+
+    run: TrainingRun = arguments["run"]
+    failure = Path(run.storage) / FAILURE_FILE
+    if failure.exists():
+        return
+    context = ray.train.get_context()
+    workers = _join_workers(context.get_world_rank(), context.get_world_size(), arguments["threads"])
+    try:
+        _train(run, workers)
+    except FerRayError as error:  # another try would end the same way
+        failure.write_text(str(error), encoding="utf-8")
+        if workers.count > 1:
+            raise  # the others may be waiting for this one: Ray Train ends and restarts all, and they find what is written
+
+
+def _join_workers(rank: int, count: int, threads: int) -> Workers:
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1 if count == 1 else 2)
+        share_gpus()
+    elif count > 1:
+        raise UsageError(f"Several workers need the TensorFlow backend of Keras, not {keras.backend.backend()}.")
+    return CollectiveWorkers(rank, count) if count > 1 else SingleWorker()
+
+
+def _train(run: TrainingRun, workers: Workers) -> None:
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    start = checkpoint.path if checkpoint else run.start
+    model = run.config.recipe.model
+    data = load_dataset(run.config.data, model.image_size, model.color)
+    network, lineage = initial_network(run.config, data)
+    with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch:
+        recorder = Recorder(Path(scratch), data, run.config, lineage, Path(run.storage) if workers.rank == 0 else None)
+        state = recorder.restore(Path(start)) if start else None
+        for epoch in train_epochs(data, run.config.recipe, network, state, workers, run.until):
+            recorder.report(epoch)
+
+
+def initial_network(config: TrainConfig, data: Dataset) -> tuple[keras.Model, dict[str, Any]]:
+    """The network to train, with the weights it starts from, and what the bundle will say about those."""
+    network = make_network(config.recipe, len(data.classes), NO_WEIGHTS if config.start_from else config.weights)
+    if not config.start_from:
+        return network, {"initial_weights": Path(config.weights).name} if config.recipe.model.architecture in PRETRAINED else {}
+    with bundle.local_copy(Storage(config.data.s3_endpoint), config.start_from) as folder:
+        start = bundle.load(folder)
+    same_classes = start.classes == data.classes
+    for layer, trained in zip(network.layers, start.members[0].network.layers, strict=True):
+        if layer.name != LOGITS or same_classes:
+            layer.set_weights(trained.get_weights())
+    return network, {"started_from": start.model_version}

@@ -1,0 +1,98 @@
+"""One trial of a search: a training of one configuration, or of its parts between the comparisons of population based training."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+
+from fer_ray.config.train import TrainConfig
+from fer_ray.config.tune import TuneConfig
+from fer_ray.models.architectures import NO_WEIGHTS, build
+from fer_ray.models.flops import multiply_adds
+from fer_ray.train.recorder import BEST_FOLDER
+from fer_ray.train.trainer import run_training
+from fer_ray.train.worker import TrainingRun
+from fer_ray.tune.searchers import COMPARABLE, COST, parse_proposed
+from fer_ray.tune.space.search_space import Space, parse_space
+from fer_ray.tune.trial_dirs import SETTINGS_FILE, TRIALS_FOLDER, best_bundle, read_epochs
+
+CLASSES = 7  # of the networks whose cost is measured; that of the last layer hardly counts
+
+
+def trial_config(config: TuneConfig, space: Space, settings: Mapping[str, Any], folder: Path) -> TrainConfig:
+    """The training of one configuration: what a trial runs, for as many epochs as a trial has."""
+    recipe = space.recipe(settings)
+    recipe = replace(recipe, optimization=replace(recipe.optimization, epochs=config.epochs, patience=config.epochs))
+    return TrainConfig(
+        str(folder / "model"),
+        weights=NO_WEIGHTS,
+        workers=config.workers_per_trial,
+        cpus_per_worker=config.cpus_per_worker or 1,
+        use_gpu=config.use_gpu,
+        max_failures=1,
+        data=config.data,
+        recipe=recipe,
+    )
+
+
+def run_trial(proposed: dict[str, Any], config: TuneConfig, space_text: tuple[str, str], output: str) -> None:
+    """What Ray Tune calls for each trial; it resumes from the trial's last checkpoint where there is one.
+
+    Args:
+        proposed: What Tune calls a configuration.
+        config: The search.
+        space_text: The name and the text of the file of the search space.
+        output: The folder of the search; the trial's own folder in it is named after the trial.
+    """
+    space, settings = parse_space(space_text[1], space_text[0]), parse_proposed(proposed)
+    folder = Path(output) / TRIALS_FOLDER / ray.tune.get_context().get_trial_id()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings), encoding="utf-8")
+    training = trial_config(config, space, settings, folder)
+    if config.scheduler == "pbt":
+        _run_generations(config, training, folder)
+        return
+    cost = {COST: multiply_adds(build(training.recipe.model, CLASSES, NO_WEIGHTS))} if config.low_cost else {}
+    best = best_bundle(folder)
+    finished = read_epochs(best) if best else []
+    if len(finished) >= config.epochs:  # it was killed before its last report: Tune takes no trial that ends without one
+        ray.tune.report({**dataclasses.asdict(finished[-1]), **cost})
+        return
+    run_training(TrainingRun(training, str(folder), gpus_per_worker=config.gpus_per_worker), [_report_with(cost)])
+
+
+def _report_with(more: dict[str, Any]) -> Any:
+    """A callback of Ray Train that tells Tune of every epoch, with further figures of the trial."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    class Report(TuneReportCallback):  # type: ignore[misc]  # Ray has no types
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            super().after_report(run_context, [{**metrics[0], **more}], checkpoint)
+
+    return Report()
+
+
+def _run_generations(config: TuneConfig, training: TrainConfig, folder: Path) -> None:
+    """Population based training: between two comparisons lies a training, from the trial's own checkpoint or a better trial's."""
+    checkpoint = ray.tune.get_checkpoint()
+    start = checkpoint.path if checkpoint else ""
+    finished = read_epochs(Path(start) / BEST_FOLDER) if start else []
+    epoch = len(finished)
+    if epoch >= config.epochs:
+        ray.tune.report({**dataclasses.asdict(finished[-1]), COMPARABLE: epoch - 1})
+    while epoch < config.epochs:
+        first, epoch = epoch, min(epoch + config.pbt_interval, config.epochs)
+        origin = hashlib.sha256(f"{training.recipe}{start}".encode()).hexdigest()[:8]
+        storage = str(folder / f"epoch_{first:04d}_{origin}")
+        start = str(run_training(TrainingRun(training, storage, start, epoch, config.gpus_per_worker)))
+        # There is nothing to compare after the last epoch: a trial that took over another's weights then would never use them.
+        comparable = epoch if epoch < config.epochs else first
+        row = dataclasses.asdict(read_epochs(Path(start) / BEST_FOLDER)[-1])
+        ray.tune.report({**row, COMPARABLE: comparable}, checkpoint=ray.tune.Checkpoint.from_directory(start))
