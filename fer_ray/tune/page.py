@@ -1,4 +1,4 @@
-"""The page about a search for hyperparameters: one HTML file with everything in it, and its pictures beside it."""
+"""The page about a search for hyperparameters: one HTML file with everything in it. `templates/search.html.j2` says how it looks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -13,29 +14,32 @@ import fer_ray
 from fer_ray.io.storage import Storage, join
 from fer_ray.models.flops import Cost
 from fer_ray.models.metrics import LESS_IS_BETTER
-from fer_ray.reporting.html import document, figure, table, text
-from fer_ray.text import duration, first_few, percent, plural
-from fer_ray.tune import plots as figures
+from fer_ray.reporting.html import render
+from fer_ray.text import duration, first_few, percent
+from fer_ray.tune import plots
 from fer_ray.tune.importance import (
     MIN_TRIALS,
     Importance,
     VariedSetting,
     by_importance,
-    first_of,
+    format_value,
     measure_importance,
-    tried,
-    typical,
-    varying,
-    worded,
+    tried_values,
+    typical_value,
+    varied_settings,
 )
-from fer_ray.tune.plots import BEST_CURVES, LABELS, MOST_AXES, SHARES, CostPoint
+from fer_ray.tune.plots import LABELS, format_figure
 from fer_ray.tune.results import FAILED, TRIALS_FILE, LeaderboardEntry, Trial, leaderboard, pareto_front, score
 from fer_ray.tune.space.search_space import to_yaml
 
 PAGE_FILE = "index.html"
-CURVES, COORDINATES, IMPORTANCE, COSTS = "learning_curves.png", "parallel_coordinates.png", "importance.png", "costs.png"
-FIRST_ROWS, MOST_ROWS, MOST_REASONS, MOST_SETTINGS, REASON_LENGTH = 15, 200, 20, 6, 400
-NOTHING = "\N{EN DASH}"
+FIRST_COLUMNS = ("learning_rate", "optimizer", "widths")  # settings that people look for first
+MAX_SETTING_COLUMNS = 8  # of the leaderboard, which else grows wider than anyone reads
+MAX_ROWS = 200  # of the leaderboard
+MAX_REASONS = 20  # of failures
+MAX_REASON_LENGTH = 400
+POOR_FIT = 0.1  # share of the differences explained, up to which importances are hardly better than chance
+NO_FIGURE = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -57,281 +61,204 @@ class SearchSummary:
 
 @dataclass(frozen=True)
 class _Findings:
-    """What the page shows, worked out once; the parameters have a value for each trial of `board`, in its order."""
+    """What the page shows, worked out once; the settings have a value for each trial of `entries`, in its order."""
 
     search: SearchSummary
     trials: Sequence[Trial]
     costs: Mapping[str, Cost]
-    board: Sequence[LeaderboardEntry]
-    parameters: Sequence[VariedSetting]
+    entries: Sequence[LeaderboardEntry]
+    settings: Sequence[VariedSetting]
     importance: Importance | None
 
     @property
     def best(self) -> LeaderboardEntry | None:
-        named = [entry for entry in self.board if entry.trial.trial_id == self.search.best]
-        return next(iter([*named, *self.board]), None)
+        named = [entry for entry in self.entries if entry.trial.trial_id == self.search.best]
+        return next(iter([*named, *self.entries]), None)
 
     @property
-    def points(self) -> list[CostPoint]:
-        """The trials whose cost is known, best first."""
-        known = [(one, self.costs[one.trial.trial_id]) for one in self.board if one.trial.trial_id in self.costs]
-        return [CostPoint(one.trial.trial_id, cost.multiply_adds, cost.milliseconds, one.value) for one, cost in known]
+    def costed(self) -> list[LeaderboardEntry]:
+        """The entries whose cost is known, best first."""
+        return [entry for entry in self.entries if entry.trial.trial_id in self.costs]
 
 
 def write_report(storage: Storage, output: str, search: SearchSummary, trials: Sequence[Trial], costs: Mapping[str, Cost]) -> str:
-    """Write the page and its pictures into a folder; gives the page's address. `costs` are by trial_id, as far as they are known."""
-    found = _find(search, trials, costs)
-    pictures = _draw(found)
-    for name, png in pictures.items():
-        storage.write(join(output, name), png)
+    """Write the page into the folder of a search; returns its address. `costs` are by trial_id, as far as they are known."""
     address = join(output, PAGE_FILE)
-    storage.write(address, _render(found, pictures).encode("utf-8", "replace"))
+    storage.write(address, search_page(search, trials, costs).encode("utf-8", "replace"))
     return address
 
 
 def search_page(search: SearchSummary, trials: Sequence[Trial], costs: Mapping[str, Cost]) -> str:
-    """The page alone, which has all its pictures in it."""
+    """The page, which has all its charts in it."""
     found = _find(search, trials, costs)
-    return _render(found, _draw(found))
+    best = found.best
+    return render(
+        "fer_ray.tune",
+        "search.html.j2",
+        styles=("charts.css", "search.css"),
+        scripts=("base.js", "search.js"),
+        title=f"Search {search.name}",
+        links=[("best.yaml", "best.yaml"), (TRIALS_FILE, TRIALS_FILE)],
+        label=LABELS[search.objective],
+        less_is_better=search.objective in LESS_IS_BETTER,
+        facts=search.facts,
+        cards=_cards(found),
+        best=best and {"trial": best.trial.trial_id, "yaml": to_yaml(best.trial.settings).rstrip()},
+        leaderboard=_leaderboard(found),
+        curves=plots.learning_curves(trials, search.objective, [entry.trial.trial_id for entry in found.entries]) if best else [],
+        parallel=_parallel(found),
+        importance=_importance(found),
+        costs=_costs(found),
+        failures=_failures(trials),
+        trials_file=TRIALS_FILE,
+        version=fer_ray.__version__,
+    )
 
 
 def _find(search: SearchSummary, trials: Sequence[Trial], costs: Mapping[str, Cost]) -> _Findings:
-    board = leaderboard(trials, search.objective, costs)
-    parameters = varying([entry.trial for entry in board], search.searched)
-    importance = measure_importance(parameters, np.array([score(search.objective, entry.value) for entry in board]))
-    return _Findings(search, trials, costs, board, by_importance(parameters, importance), importance)
+    entries = leaderboard(trials, search.objective, costs)
+    settings = varied_settings([entry.trial for entry in entries], search.searched)
+    importance = measure_importance(settings, np.array([score(search.objective, entry.value) for entry in entries]))
+    return _Findings(search, trials, costs, entries, by_importance(settings, importance), importance)
 
 
-def _draw(found: _Findings) -> dict[str, bytes]:
-    """The pictures that there is something to show in, by file name."""
-    objective, board, points = found.search.objective, found.board, found.points
-    pictures = {}
-    if board:
-        best = [entry.trial.trial_id for entry in board[:BEST_CURVES]]
-        pictures[CURVES] = figures.draw_learning_curves(found.trials, objective, best)
-    if len(board) > 1 and found.parameters:
-        values = [entry.value for entry in board]
-        pictures[COORDINATES] = figures.draw_parallel_coordinates(found.parameters, values, objective)
-    if found.importance is not None and any(found.importance.shares.values()):
-        pictures[IMPORTANCE] = figures.draw_importance(found.importance)
-    if points:
-        pictures[COSTS] = figures.draw_costs(points, objective)
-    return pictures
-
-
-def _render(found: _Findings, pictures: Mapping[str, bytes]) -> str:
-    sections = (
-        _head(found)
-        + _best(found)
-        + _leaderboard(found)
-        + _curves(found, pictures)
-        + _coordinates(found, pictures)
-        + _importance(found, pictures)
-        + _costs(found, pictures)
-        + _failures(found.trials)
-    )
-    footer = (
-        f'<footer class="muted"><p>All figures are those of the validation images. Every trial and epoch is in {TRIALS_FILE}.</p>'
-        f"<p>fer_ray {text(fer_ray.__version__)}</p></footer>\n"
-    )
-    return document(f"Search {found.search.name}", sections + footer)
-
-
-def _head(found: _Findings) -> str:
-    search, trials = found.search, found.trials
+def _cards(found: _Findings) -> list[dict[str, Any]]:
+    trials, objective, best = found.trials, found.search.objective, found.best
     epochs, seconds = sum(len(trial.epochs) for trial in trials), sum(trial.seconds for trial in trials)
-    direction = "less is better" if search.objective in LESS_IS_BETTER else "more is better"
-    statuses = ", ".join(f"{count:,} {text(status)}" for status, count in Counter(trial.status for trial in trials).most_common())
-    whole = f"the search took {duration(search.seconds)}" if search.seconds is not None else "over all trials"
-    best = found.best
-    where = f"{text(best.trial.trial_id)}, epoch {best.epoch.epoch}" if best else "no trial reached a figure"
+    statuses = ", ".join(f"{count:,} {status}" for status, count in Counter(trial.status for trial in trials).most_common())
+    whole = f"the search took {duration(found.search.seconds)}" if found.search.seconds is not None else "over all trials"
+    value = format_figure(objective, best.value) if best else NO_FIGURE
+    where = f"{best.trial.trial_id}, epoch {best.epoch.epoch}" if best else "no trial reached a figure"
     cards = (
-        (f"Best {LABELS[search.objective]}", _value(search.objective, best.value if best else None), where),
-        ("Trials", f"{len(trials):,}", statuses or NOTHING),
-        ("Epochs", f"{epochs:,}", f"{epochs / len(trials):.1f} a trial" if trials else NOTHING),
+        (f"Best {LABELS[objective]}", value, where),
+        ("Trials", f"{len(trials):,}", statuses or NO_FIGURE),
+        ("Epochs", f"{epochs:,}", f"{epochs / len(trials):.1f} a trial" if trials else NO_FIGURE),
         ("Time of training", duration(seconds), whole),
     )
-    shown = "".join(
-        f'<div class="card"><span class="name">{name}</span><b>{value}</b><span>{note}</span></div>\n' for name, value, note in cards
-    )
-    facts = "; ".join(f"{text(name)} {text(value)}" for name, value in search.facts.items())
-    return (
-        f'<p class="facts">Objective: {LABELS[search.objective]} on the validation images, the best epoch of each trial; {direction}'
-        f'{"; " + facts if facts else ""}</p>\n<div class="cards">\n{shown}</div>\n'
-    )
+    return [{"name": name, "value": value, "notes": [note]} for name, value, note in cards]
 
 
-def _value(name: str, value: float | None, digits: int = 2) -> str:
-    if value is None:
-        return NOTHING
-    return percent(value, digits) if name in SHARES else f"{value:.{digits + 2}f}"
+def _leaderboard(found: _Findings) -> dict[str, Any]:
+    """Header, rows of cells, and how many trials and settings are left out."""
+    by_name = {one.name: one for one in found.settings}
+    ordered = [*(name for name in FIRST_COLUMNS if name in by_name), *(name for name in by_name if name not in FIRST_COLUMNS)]
+    names = ordered[:MAX_SETTING_COLUMNS]
+    others = [name for name in ("accuracy", "macro_f1", "nll", "ece") if name != found.search.objective]
+    figures = [*(LABELS[name] for name in others), "best epoch", "epochs", "time", "million multiply-adds", "ms per image"]
+    return {
+        "columns": ["rank", LABELS[found.search.objective], *names, *figures, "trial", "ended"],
+        "words": [2 + index for index, name in enumerate(names) if not by_name[name].numeric]
+        + [2 + len(names) + len(figures) + i for i in (0, 1)],
+        "rows": [{"trial": entry.trial.trial_id, "cells": _cells(found, entry, names, others)} for entry in found.entries[:MAX_ROWS]],
+        "trials_left_out": len(found.entries[MAX_ROWS:]),
+        "settings_left_out": ordered[MAX_SETTING_COLUMNS:],
+    }
 
 
-def _best(found: _Findings) -> str:
-    best = found.best
-    if best is None:
-        return (
-            "<h3>Best settings</h3>\n<p>No trial that did not fail has a figure for the objective, so there is nothing to recommend.</p>\n"
-        )
-    lines = "\n".join(text(line) for line in to_yaml(best.trial.settings).splitlines())
-    return (
-        f"<h3>Best settings</h3>\n<p>Those of {text(best.trial.trial_id)}, as a file for "
-        f"<code>python jobs/train.py --config best.yaml --dataset DATA --output MODEL</code>.</p>\n<pre>{lines}</pre>\n"
-    )
-
-
-def _leaderboard(found: _Findings) -> str:
-    if not found.board:
-        return ""
-    rows = [_row(found, entry) for entry in found.board[:MOST_ROWS]]
-    others = [LABELS[name] for name in _others(found)]
-    header = ["", "trial", LABELS[found.search.objective], *others, "at epoch", "epochs", "time", "million multiply-adds", "ms per image"]
-    shown = table(header, rows[:FIRST_ROWS], text_columns=(1,))
-    if rows[FIRST_ROWS:]:
-        summary = f"<summary>{plural(len(rows) - FIRST_ROWS, 'more trial')}</summary>"
-        shown += f"<details>{summary}\n{table(header, rows[FIRST_ROWS:], text_columns=(1,))}</details>\n"
-    left_out = len(found.board) - len(rows)
-    note = f'<p class="muted">{left_out:,} more are in {TRIALS_FILE}.</p>\n' if left_out else ""
-    return f"<h3>Leaderboard</h3>\n{shown}{note}"
-
-
-def _others(found: _Findings) -> list[str]:
-    """The figures beside the objective."""
-    return [name for name in ("accuracy", "macro_f1", "nll", "ece") if name != found.search.objective]
-
-
-def _row(found: _Findings, entry: LeaderboardEntry) -> list[str]:
-    trial, epoch, objective = entry.trial, entry.epoch, found.search.objective
-    cost = found.costs.get(trial.trial_id)
+def _cells(found: _Findings, entry: LeaderboardEntry, names: Sequence[str], others: Sequence[str]) -> list[dict[str, Any]]:
+    """Each as words, what it is sorted by, and a note below."""
+    trial, cost = entry.trial, found.costs.get(entry.trial.trial_id)
+    seeds = f"mean of {entry.seeds} seeds, \N{PLUS-MINUS SIGN} {format_figure(entry.objective, entry.spread)}" if entry.seeds > 1 else ""
+    adds = cost.multiply_adds if cost else None
+    cells = [
+        (f"{entry.rank}", entry.rank),
+        (format_figure(entry.objective, entry.value), entry.value),
+        *((NO_FIGURE if (value := trial.settings.get(name)) is None else format_value(value), _sort_key(value)) for name in names),
+        *((_figure(name, value := entry.epoch.value(name)), value) for name in others),
+        (f"{entry.epoch.epoch:,}", entry.epoch.epoch),
+        (f"{len(trial.epochs):,}", len(trial.epochs)),
+        (duration(trial.seconds), trial.seconds),
+        (NO_FIGURE if adds is None else f"{adds / 1e6:,.1f}", adds),
+        (_milliseconds(cost), cost.milliseconds if cost else None),
+        (trial.trial_id, trial.trial_id),
+        (trial.status, trial.status),
+    ]
     return [
-        f"{entry.rank}",
-        _name(trial, found.parameters),
-        f"<b>{_value(objective, entry.value)}</b>" + _seeds(entry),
-        *(_value(name, epoch.value(name)) for name in _others(found)),
-        f"{epoch.epoch:,}",
-        f"{len(trial.epochs):,}",
-        duration(trial.seconds),
-        f"{cost.multiply_adds / 1e6:,.1f}" if cost else NOTHING,
-        _milliseconds(cost.milliseconds if cost else None),
+        {"words": words, "sort": "" if key is None else key, "note": seeds if index == 1 else ""}
+        for index, (words, key) in enumerate(cells)
     ]
 
 
-def _seeds(entry: LeaderboardEntry) -> str:
-    """Of how many seeds a value is the mean."""
-    if entry.seeds == 1:
-        return ""
-    return f"<small>mean of {entry.seeds} seeds, \N{PLUS-MINUS SIGN} {_value(entry.objective, entry.spread)}</small>"
+def _sort_key(value: Any) -> float | str | None:
+    """Numbers by their size, everything else by its words."""
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value
+    return format_value(value)
 
 
-def _name(trial: Trial, parameters: Sequence[VariedSetting]) -> str:
-    """The trial, how it ended, and its values of the settings that mattered most."""
-    chosen = [(one.name, trial.settings.get(one.name)) for one in parameters[:MOST_SETTINGS]]
-    settings = ", ".join(f"{name} {worded(value)}" for name, value in chosen if value is not None)
-    return f"{text(trial.trial_id)}, {text(trial.status)}<small>{text(settings)}</small>"
+def _figure(name: str, value: float | None) -> str:
+    return NO_FIGURE if value is None else format_figure(name, value)
 
 
-def _milliseconds(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
+def _milliseconds(cost: Cost | None) -> str:
+    return NO_FIGURE if cost is None or cost.milliseconds is None else f"{cost.milliseconds:.2f}"
 
 
-def _curves(found: _Findings, pictures: Mapping[str, bytes]) -> str:
+def _parallel(found: _Findings) -> dict[str, Any] | None:
+    if len(found.entries) < 2 or not found.settings:
+        return None
+    drawn = plots.parallel_coordinates(found.settings, found.entries[:MAX_ROWS])
+    return {"drawn": drawn, "settings_left_out": len(found.settings) - len(drawn.axes) + 1}
+
+
+def _importance(found: _Findings) -> dict[str, Any] | None:
+    """How much each setting mattered, what was tried of it, and what the best third has in common."""
     best = found.best
-    if CURVES not in pictures or best is None:
-        return ""
-    label = LABELS[found.search.objective]
-    alt = f"{label} and training loss of {plural(len(found.trials), 'trial')} over the epochs; best is {best.trial.trial_id}"
-    caption = f"The best {min(BEST_CURVES, len(found.board))} in colour. Losses above nearly all others are cut off."
-    return "<h3>Learning curves</h3>\n" + figure(pictures[CURVES], alt, caption)
-
-
-def _coordinates(found: _Findings, pictures: Mapping[str, bytes]) -> str:
-    if COORDINATES not in pictures:
-        return "<h3>Settings and objective</h3>\n<p>There are not two trials with different settings to compare.</p>\n"
-    shown = found.parameters[:MOST_AXES]
-    label = LABELS[found.search.objective]
-    alt = f"One line for each of {len(found.board)} trials through {', '.join(one.name for one in shown)} to its {label}"
-    caption = f"Each line is a trial, the darker, the better; its {label} is on the last axis, the best on top. "
-    caption += "The worst tenth shares the lowest place there. Axes of wide ranges are logarithmic."
-    left_out = len(found.parameters) - len(shown)
-    caption += f" {plural(left_out, 'setting')} that mattered least are left out." if left_out else ""
-    return "<h3>Settings and objective</h3>\n" + figure(pictures[COORDINATES], alt, caption)
-
-
-def _importance(found: _Findings, pictures: Mapping[str, bytes]) -> str:
-    if not found.parameters or len(found.board) < 2:
-        return ""
-    importance = found.importance
-    picture = ""
-    if importance is None:
-        note = f"It takes {MIN_TRIALS} trials that did not fail and that differ to say how much each setting matters; there are "
-        note += f"{len(found.board)}."
-    elif IMPORTANCE not in pictures:
-        note = "No setting had an effect that can be told from chance with so few trials."
-    else:
-        note = "How much worse a random forest predicts the rank of trials that it did not see when one setting is shuffled, as shares. "
-        note += _trust(importance.explained) + " Trials that were stopped early count with the best they had reached."
-        alt = "Share of each setting: " + ", ".join(f"{name} {percent(share)}" for name, share in importance.shares.items())
-        picture = figure(pictures[IMPORTANCE], alt, "")
-    return f'<h3>Importance of each setting</h3>\n<p class="muted">{note}</p>\n{picture}{_parameters(found)}'
-
-
-def _trust(explained: float) -> str:
-    if explained <= 0.1:
-        return "It predicts them hardly better than chance: do not read much into the shares."
-    return f"It explains {percent(explained)} of the differences between them."
-
-
-def _parameters(found: _Findings) -> str:
-    """What was tried of each parameter, and what the best third has in common."""
-    third = -(-len(found.board) // 3)
+    if not found.settings or len(found.entries) < 2 or best is None:
+        return None
+    third = -(-len(found.entries) // 3)
     shares = found.importance.shares if found.importance else {}
-    best = found.best
-    rows = []
-    for one in found.parameters:
-        share = percent(shares[one.name]) if one.name in shares else NOTHING
-        chosen = worded(best.trial.settings.get(one.name)) if best else NOTHING
-        rows.append([text(one.name), share, text(tried(one)), text(typical(first_of(one, third))), text(chosen)])
-    header = ("setting", "importance", "tried", f"the best third ({third})", "the best trial")
-    note = '<p class="muted">Of the best third: the median of numbers, else the most frequent value.</p>\n'
-    return table(header, rows, text_columns=(2, 3, 4)) + note
-
-
-def _costs(found: _Findings, pictures: Mapping[str, bytes]) -> str:
-    label = LABELS[found.search.objective]
-    title = f"<h3>{label[0].upper()}{label[1:]} against cost</h3>\n"
-    points = found.points
-    if COSTS not in pictures:
-        return f"{title}<p>The cost of these networks is not known.</p>\n" if found.board else ""
-    front = pareto_front([(point.multiply_adds, score(found.search.objective, point.value)) for point in points])
     rows = [
-        [text(one.name), _value(found.search.objective, one.value), f"{one.multiply_adds / 1e6:,.1f}", _milliseconds(one.milliseconds)]
-        for one in (points[index] for index in front)
+        {
+            "name": one.name,
+            "share": shares.get(one.name),
+            "tried": tried_values(one),
+            "third": typical_value(one.first(third)),
+            "best": format_value(best.trial.settings.get(one.name)),
+        }
+        for one in found.settings
     ]
-    alt = f"{label} of {plural(len(points), 'trial')} over cost; on the Pareto front are {', '.join(points[index].name for index in front)}"
-    caption = "The Pareto front: no other trial is as cheap and better, or cheaper and as good. Take the cheapest that is good enough."
-    listed = table(("on the front", label, "million multiply-adds", "ms per image"), rows)
-    note = '<p class="muted">Multiply-adds of convolutions and fully connected layers; times of batches of 64 on this machine.</p>\n'
-    return title + figure(pictures[COSTS], alt, caption) + listed + note
+    return {"note": _trust(found), "third": third, "rows": rows}
 
 
-def _failures(trials: Sequence[Trial]) -> str:
-    """Trials that failed, by reason: what differs only in its numbers is one reason."""
+def _trust(found: _Findings) -> str:
+    if found.importance is None:
+        needed = f"It takes {MIN_TRIALS} trials that did not fail and that differ to say how much each setting matters"
+        return f"{needed}; there are {len(found.entries)}."
+    explained = found.importance.explained
+    if explained <= POOR_FIT:
+        return (
+            "A random forest predicts the rank of trials that it did not see hardly better than chance: do not read much into the shares."
+        )
+    return f"A random forest on the settings explains {percent(explained)} of the differences between trials that it did not see."
+
+
+def _costs(found: _Findings) -> dict[str, Any] | None:
+    """The charts, and the trials on the Pareto front, the cheapest first; None where no cost is known."""
+    costed = found.costed
+    if not costed:
+        return None
+    front = pareto_front([(found.costs[entry.trial.trial_id].multiply_adds, score(entry.objective, entry.value)) for entry in costed])
+    rows = []
+    for entry in (costed[index] for index in front):
+        cost = found.costs[entry.trial.trial_id]
+        value = format_figure(entry.objective, entry.value)
+        rows.append((entry.trial.trial_id, value, f"{cost.multiply_adds / 1e6:,.1f}", _milliseconds(cost)))
+    return {"charts": plots.costs(costed[:MAX_ROWS], found.costs), "front": rows}
+
+
+def _failures(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Trials that failed, by reason: those that differ only in their numbers are one reason."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.status == FAILED:
             groups.setdefault(re.sub(r"0x[0-9a-fA-F]+|\d+", "#", _reason(trial)), []).append(trial)
-    if not groups:
-        return ""
     ordered = sorted(groups.values(), key=len, reverse=True)
-    rows = [
-        [text(_reason(group[0])), f"{len(group):,}", text(first_few(trial.trial_id for trial in group))] for group in ordered[:MOST_REASONS]
-    ]
-    more = len(ordered) - len(rows)
-    note = f'<p class="muted">{plural(more, "more reason")} in {TRIALS_FILE}.</p>\n' if more else ""
-    return "<h3>Failures</h3>\n" + table(("reason", "trials", "which"), rows, text_columns=(2,)) + note
+    rows = [(_reason(group[0]), f"{len(group):,}", first_few(trial.trial_id for trial in group)) for group in ordered[:MAX_REASONS]]
+    return {"rows": rows, "left_out": len(ordered) - len(rows)}
 
 
 def _reason(trial: Trial) -> str:
     """The error in one line, without the trial's own name, which would make every reason another."""
     words = " ".join((trial.error or "no reason was recorded").split()).replace(trial.trial_id, "the trial")
-    return words if len(words) <= REASON_LENGTH else words[:REASON_LENGTH] + "\N{HORIZONTAL ELLIPSIS}"
+    return words if len(words) <= MAX_REASON_LENGTH else words[:MAX_REASON_LENGTH] + "\N{HORIZONTAL ELLIPSIS}"

@@ -1,232 +1,184 @@
-"""Pictures about a search for hyperparameters as PNG bytes. Settings and names in them come from strangers: nothing in them is markup."""
+"""The charts about a search for hyperparameters, as plain values that the page's template draws."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
 import numpy as np
 
+from fer_ray.models.flops import Cost
 from fer_ray.models.metrics import LESS_IS_BETTER
-from fer_ray.reporting.plotting import BLUE, GRID, INK, MODEL_COLORS, MUTED, ORANGE, RED, figure, fit, percent_axis
-from fer_ray.text import percent
-from fer_ray.tune.importance import Importance, VariedSetting, worded
-from fer_ray.tune.results import COMPLETED, FAILED, Trial, pareto_front, score
-from fer_ray.typing import Float64Array, Int64Array
+from fer_ray.reporting.charts import COLORS, Chart, Series, Words, axis, plain
+from fer_ray.text import percent, plural
+from fer_ray.tune.importance import VariedSetting, format_value
+from fer_ray.tune.results import COMPLETED, FAILED, LeaderboardEntry, Trial, pareto_front, score
+from fer_ray.typing import Float64Array
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-BEST_CURVES, MOST_AXES, MOST_TICKS, FEW, LABEL_LENGTH = 5, 12, 10, 5, 22
-ABSENT = 0.14  # share of an axis that is kept for trials without the setting
-SHARES = ("accuracy",)
-CURVE_COLORS = (*MODEL_COLORS[:4], MODEL_COLORS[5])  # the fifth is too near the second
-OTHERS = "#aab4c0"
 LABELS = {"accuracy": "accuracy", "macro_f1": "macro F1", "nll": "NLL", "ece": "ECE", "train_loss": "training loss"}
+SHARES = ("accuracy",)  # figures that are shown in percent
+BEST_CURVES = 5  # trials whose curves are coloured
+MAX_CURVES = 200  # of the others, or the page would grow with the search
+MAX_AXES = 9  # settings that still can be told apart side by side
+MAX_TICKS = 10  # of an axis
+FEW = 5  # numbers, each of which gets a tick of its own
+ABSENT_SHARE = 0.14  # of an axis, kept for trials that lack the setting
+WORST_SHARE = 0.1  # of the trials, which share the lowest place: a few that failed to learn would press all others together
+LOSS_SHARE = 0.97  # of the losses, which decide how high the axis reaches
 
 
 @dataclass(frozen=True)
-class CostPoint:
-    """A trial in the picture of costs: multiply-adds and milliseconds of one image, and the objective's value."""
+class ParallelAxis:
+    """One setting among the parallel coordinates: its ticks are where (0 to 1) and what they say."""
 
     name: str
-    multiply_adds: int
-    milliseconds: float | None
-    value: float
+    ticks: Sequence[tuple[float, str]]
 
 
-def draw_learning_curves(trials: Sequence[Trial], objective: str, best: Sequence[str]) -> bytes:
-    """Objective and training loss over the epochs: the best trials coloured, dots where trials were stopped, crosses where they failed."""
-    with figure(10.5, 4.2) as (sheet, png):
-        for axes, column in zip(sheet.subplots(1, 2), (objective, "train_loss"), strict=True):
-            for trial in sorted(trials, key=lambda trial: trial.trial_id in best):
-                _curve(axes, trial, column, list(best))
-            _limit(axes, [epoch.value(column) for trial in trials for epoch in trial.epochs], column)
-            axes.set_title(f"{LABELS[column]}{'' if column == 'train_loss' else ' on validation images'}", loc="left")
-            axes.set_xlabel("epoch")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.grid(axis="y")
-        if objective in SHARES:
-            percent_axis(sheet.axes[0].yaxis)
-        _legend(sheet.axes[1], trials, best)
-    return png.getvalue()
+@dataclass(frozen=True)
+class ParallelLine:
+    """One trial among the parallel coordinates: where it crosses each axis, and how good it is by rank, 0 to 1."""
+
+    trial: str
+    places: Sequence[float]
+    strength: float
 
 
-def _curve(axes: Axes, trial: Trial, column: str, best: list[str]) -> None:
-    points = [(epoch.epoch, value) for epoch in trial.epochs if (value := epoch.value(column)) is not None]
-    if not points:
-        return
-    x, y = zip(*points, strict=True)
-    chosen = trial.trial_id in best
-    color = CURVE_COLORS[best.index(trial.trial_id)] if chosen else OTHERS
-    marker = "o" if len(points) == 1 and chosen else None
-    axes.plot(x, y, color=color, linewidth=1.8 if chosen else 0.8, alpha=1 if chosen else 0.75, marker=marker, zorder=3 if chosen else 2)
-    if trial.status != COMPLETED:
-        failed = trial.status == FAILED
-        axes.plot(x[-1], y[-1], "x" if failed else ".", color=RED if failed else color, markersize=5, zorder=4)
+@dataclass(frozen=True)
+class ParallelCoordinates:
+    """Every trial as a line through the values of its settings to its objective, the worst trial first."""
+
+    axes: Sequence[ParallelAxis]
+    lines: Sequence[ParallelLine]
 
 
-def _limit(axes: Axes, values: Sequence[float | None], column: str) -> None:
-    """Losses of a trial that diverged would flatten all other curves."""
-    known = [value for value in values if value is not None]
-    if known and (column in LESS_IS_BETTER or column == "train_loss"):
-        low, high = min(known), float(np.quantile(known, 0.97))
-        if high > low:
-            axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+def format_figure(name: str, value: float, digits: int = 2) -> str:
+    """A figure as the page shows it: percent for shares, else a number with two more decimals."""
+    return percent(value, digits) if name in SHARES else f"{value:.{digits + 2}f}"
 
 
-def _legend(axes: Axes, trials: Sequence[Trial], best: Sequence[str]) -> None:
-    """Beside the curves: who is who, and what the marks mean."""
-    from matplotlib.lines import Line2D
-
-    labels = [f"{rank}. {fit(name, LABEL_LENGTH)}" for rank, name in enumerate(best, start=1)]
-    entries = [Line2D([], [], color=color, linewidth=1.8, label=label) for color, label in zip(CURVE_COLORS, labels, strict=False)]
-    if len(trials) > len(best):
-        entries.append(Line2D([], [], color=OTHERS, linewidth=0.8, label="other trials"))
-    statuses = {trial.status for trial in trials if trial.epochs}
-    if statuses - {COMPLETED, FAILED}:
-        entries.append(Line2D([], [], color=OTHERS, marker=".", linestyle="", label="stopped early"))
-    if FAILED in statuses:
-        entries.append(Line2D([], [], color=RED, marker="x", linestyle="", label="failed"))
-    axes.legend(handles=entries, fontsize=7.5, loc="upper left", bbox_to_anchor=(1.01, 1.02))
+def learning_curves(trials: Sequence[Trial], objective: str, ranked: Sequence[str]) -> list[Chart]:
+    """Objective and training loss over the epochs; the first of `ranked` are coloured, and of the others the best 200 are drawn."""
+    places = {trial_id: place for place, trial_id in enumerate(ranked)}
+    ordered = sorted((trial for trial in trials if trial.epochs), key=lambda trial: places.get(trial.trial_id, len(places)))
+    shown = ordered[: BEST_CURVES + MAX_CURVES]
+    return [_curves(shown, column) for column in (objective, "train_loss")]
 
 
-def draw_parallel_coordinates(parameters: Sequence[VariedSetting], values: Sequence[float], objective: str) -> bytes:
-    """One line for each trial through the values of its settings to its objective; the darker, the better."""
-    from matplotlib.collections import LineCollection
+def _curves(ranked: Sequence[Trial], column: str) -> Chart:
+    values = [value for trial in ranked for epoch in trial.epochs if (value := epoch.value(column)) is not None]
+    is_loss = column == "train_loss" or column in LESS_IS_BETTER
+    highest = float(np.quantile(values, LOSS_SHARE)) if is_loss and values else None
+    y = axis(values, words=_words(column), high=highest if highest and highest > min(values) else None)
+    x = axis([1, max(trial.epochs[-1].epoch for trial in ranked)], "epoch", whole=True, margin=0)
+    title = "Training loss" if column == "train_loss" else f"{capitalized(LABELS[column])} on validation images"
+    colors = [*COLORS[:BEST_CURVES], *["other"] * len(ranked)]
+    curves = [_curve(trial, column, color) for trial, color in zip(ranked, colors, strict=False)]
+    best = [
+        Series(f"{rank}. {trial.trial_id}", (), color)
+        for rank, (trial, color) in enumerate(zip(ranked, COLORS[:BEST_CURVES], strict=False), 1)
+    ]
+    marks: dict[str, Series] = {
+        "other": Series("other trials", (), "other"),
+        "stopped": Series("stopped early", (), "other", "dots"),
+        "failed": Series("failed", (), "other", "dots", end="failed"),
+    }
+    used = {one.end for one in curves} | {one.color for one in curves}
+    legend = [*best, *(series for mark, series in marks.items() if mark in used)]
+    alt = f"{title} of {plural(len(ranked), 'trial')} over the epochs; the best is {ranked[0].trial_id}"
+    return Chart(title, alt, x, y, [*legend, *reversed(curves)])  # the best on top
 
-    shown = list(parameters)[:MOST_AXES]
-    objectives = VariedSetting(LABELS[objective], tuple(values))
-    gains = np.array([score(objective, value) for value in values])
-    floor = float(np.quantile(gains, 0.1))
-    order = np.argsort(gains, kind="stable")
-    scales = [_place(one, order) for one in shown] + [_place_objective(objectives, gains, floor, objective)]
-    x = np.arange(len(scales))
-    shade = np.empty(len(order))
-    shade[order] = np.linspace(0, 1, len(order))  # by rank: values lie too close together at the top
-    with figure(max(6.0, 1.15 * len(scales) + 1.2), 4.6) as (sheet, png):
-        axes = sheet.add_subplot()
-        lines = [np.column_stack([x, [positions[trial] for positions, _ in scales]]) for trial in order]
-        width = [0.8 + 1.4 * shade[trial] ** 3 for trial in order]
-        axes.add_collection(LineCollection(lines, array=0.3 + 0.7 * shade[order], cmap="YlGnBu", linewidths=width, alpha=0.9))
-        axes.collections[0].set_clim(0, 1)
-        for index, (_, ticks) in enumerate(scales):
-            _axis(axes, index, ticks)
-        axes.set(xlim=(-0.3, len(scales) - 0.35), ylim=(-0.06, 1.06))
-        axes.set_yticks([])
-        names = [fit(one.name, LABEL_LENGTH).replace("_", "_\n", 1) for one in [*shown, objectives]]
-        axes.set_xticks(x, names, fontsize=8)
-        axes.xaxis.tick_top()
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-    return png.getvalue()
+
+def _curve(trial: Trial, column: str, color: str) -> Series:
+    points = [(float(epoch.epoch), value) for epoch in trial.epochs if (value := epoch.value(column)) is not None]
+    end: Literal["", "stopped", "failed"] = ""
+    if points and trial.status != COMPLETED:
+        end = "failed" if trial.status == FAILED else "stopped"
+    return Series("", points, color, key=trial.trial_id, title=trial.trial_id, end=end)
+
+
+def parallel_coordinates(settings: Sequence[VariedSetting], entries: Sequence[LeaderboardEntry]) -> ParallelCoordinates:
+    """One line for each entry through the values of its settings to its objective."""
+    objective, shown = entries[0].objective, settings[:MAX_AXES]
+    scores = np.array([score(objective, entry.value) for entry in entries])
+    order = np.argsort(scores, kind="stable")
+    strength = np.empty(len(order))
+    strength[order] = np.linspace(0, 1, len(order))  # by rank: values lie too close together at the top
+    axes = [_setting_axis(one, strength) for one in shown]
+    axes.append(_objective_axis(scores, objective))
+    places = np.stack([places for places, _ in axes], axis=1).round(4)
+    lines = [ParallelLine(entries[i].trial.trial_id, places[i].tolist(), float(strength[i])) for i in order]
+    names = [*(one.name for one in shown), LABELS[objective]]
+    return ParallelCoordinates([ParallelAxis(name, ticks) for name, (_, ticks) in zip(names, axes, strict=True)], lines)
 
 
 Ticks = list[tuple[float, str]]
 
 
-def _place(parameter: VariedSetting, order: Int64Array) -> tuple[Float64Array, Ticks]:
-    """Where each trial crosses the parameter's axis, 0 to 1, and what stands there."""
-    spread = np.empty(len(order))
-    spread[order] = np.linspace(-0.5, 0.5, len(order))  # side by side rather than on top of each other
-    if not parameter.numeric:
-        categories = sorted(set(parameter.words), key=lambda word: (word != "not used", word))
+def _setting_axis(setting: VariedSetting, strength: Float64Array) -> tuple[Float64Array, Ticks]:
+    """Where each trial (n,) crosses the setting's axis, 0 to 1, and what stands there; equal values side by side, better ones higher."""
+    spread = strength - 0.5
+    if not setting.numeric:
+        categories = sorted(set(setting.words), key=lambda word: (word != "not used", word))
         step = 1 / max(1, len(categories) - 1)
-        places = np.array([categories.index(word) * step for word in parameter.words])
-        every = -(-len(categories) // MOST_TICKS)
-        return places + spread * min(0.06, step / 3), [(i * step, fit(word, 16)) for i, word in enumerate(categories)][::every]
-    numbers, absent = parameter.scaled(), np.array([value is None for value in parameter.values])
-    low, high = float(np.nanmin(numbers)), float(np.nanmax(numbers))
-    start = ABSENT if absent.any() else 0.0
-    span = (1 - start) / max(high - low, 1e-12)
-    few = len(set(parameter.there)) <= FEW
-    places = np.where(absent, 0.0, start + (np.nan_to_num(numbers, nan=low) - low) * span) + spread * np.where(absent | few, 0.05, 0)
-    ticks = [(start + (mark - low) * span, words) for mark, words in _marks(parameter, few, low, high)]
-    return places, ticks + ([(0.0, "not used")] if absent.any() else [])
+        places = np.array([categories.index(word) * step for word in setting.words])
+        every = -(-len(categories) // MAX_TICKS)
+        return np.clip(places + spread * min(0.06, step / 3), 0, 1), [(i * step, word) for i, word in enumerate(categories)][::every]
+    absent = np.array([value is None for value in setting.values])
+    numbers = np.array([setting.median if value is None else float(value) for value in setting.values])
+    few = len(set(setting.present)) <= FEW
+    scale = axis(numbers, logarithmic=setting.logarithmic, margin=0)
+    start = ABSENT_SHARE if absent.any() else 0.0
+    places = np.array([start + scale.place(number) * (1 - start) for number in numbers])
+    places = np.where(absent, 0.0, places) + spread * np.where(absent | few, 0.05, 0)
+    marks = [(scale.place(value), format_value(value)) for value in sorted(set(setting.present))] if few else scale.ticks
+    ticks = [(start + place * (1 - start), words) for place, words in marks]
+    return np.clip(places, 0, 1), ticks + ([(0.0, "not used")] if absent.any() else [])
 
 
-def _marks(parameter: VariedSetting, few: bool, low: float, high: float) -> Ticks:
-    """Where numbers stand on the parameter's scale: its values where they are few, else five between the ends."""
-    if few:
-        return [(math.log(value) if parameter.logarithmic else float(value), worded(value)) for value in sorted(set(parameter.there))]
-    return [(float(mark), f"{math.exp(mark) if parameter.logarithmic else mark:.2g}") for mark in np.linspace(low, high, 5)]
-
-
-def _place_objective(parameter: VariedSetting, gains: Float64Array, floor: float, objective: str) -> tuple[Float64Array, Ticks]:
-    """The better, the higher; the worst tenth shares the lowest place, or it would press all others together."""
-    top = float(gains.max())
-    places = np.clip((gains - floor) / max(top - floor, 1e-12), 0, 1)
+def _objective_axis(scores: Float64Array, objective: str) -> tuple[Float64Array, Ticks]:
+    """The better, the higher; the worst tenth shares the lowest place."""
+    floor, top = float(np.quantile(scores, WORST_SHARE)), float(scores.max())
+    places = np.clip((scores - floor) / max(top - floor, 1e-12), 0, 1)
+    worse = "\N{GREATER-THAN OR EQUAL TO} " if objective in LESS_IS_BETTER else "\N{LESS-THAN OR EQUAL TO} "
     ticks = []
-    for share in np.linspace(0, 1, 5):
-        value = score(objective, floor + share * (top - floor))
-        words = percent(value, 1) if objective in SHARES else f"{value:.3f}"
-        below = "\N{GREATER-THAN OR EQUAL TO} " if objective in LESS_IS_BETTER else "\N{LESS-THAN OR EQUAL TO} "
-        ticks.append((float(share), below + words if share == 0 and gains.min() < floor else words))
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        words = format_figure(objective, score(objective, floor + share * (top - floor)), 1)
+        ticks.append((share, worse + words if share == 0 and scores.min() < floor else words))
     return places, ticks
 
 
-def _axis(axes: Axes, index: int, ticks: Ticks) -> None:
-    axes.plot([index, index], [0, 1], color=INK, linewidth=1, zorder=4)
-    box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 0.8}
-    for height, words in ticks:
-        axes.plot([index - 0.03, index], [height, height], color=INK, linewidth=1, zorder=4)
-        axes.text(index + 0.05, height, words, fontsize=7, va="center", bbox=box, zorder=5)
-
-
-def draw_importance(importance: Importance) -> bytes:
-    """Each parameter's share of what matters, the largest first."""
-    shares = sorted(importance.shares.items(), key=lambda item: (item[1], item[0]))
-    with figure(7.5, 0.8 + 0.3 * len(shares)) as (sheet, png):
-        axes = sheet.add_subplot()
-        axes.barh(range(len(shares)), [share for _, share in shares], color=BLUE, height=0.65)
-        for index, (_, share) in enumerate(shares):
-            axes.text(share + 0.008, index, percent(share), va="center", fontsize=8, color=MUTED)
-        axes.set_yticks(range(len(shares)), [fit(name, 30) for name, _ in shares])
-        axes.set_xlim(0, max(share for _, share in shares) * 1.12 or 1)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x", color=GRID)
-        axes.set_axisbelow(True)
-        percent_axis(axes.xaxis)
-    return png.getvalue()
-
-
-def draw_costs(points: Sequence[CostPoint], objective: str) -> bytes:
+def costs(entries: Sequence[LeaderboardEntry], known: Mapping[str, Cost]) -> list[Chart]:
     """The objective over multiply-adds, and over milliseconds where they were measured; the Pareto front is a line through its trials."""
-    columns: list[tuple[str, list[tuple[float, CostPoint]]]] = [
-        ("million multiply-adds per image", [(point.multiply_adds / 1e6, point) for point in points])
+    costed = [(known[entry.trial.trial_id], entry) for entry in entries]
+    charts = [_cost_chart("Multiply-adds", "million per image", [(cost.multiply_adds / 1e6, entry) for cost, entry in costed])]
+    timed = [(cost.milliseconds, entry) for cost, entry in costed if cost.milliseconds is not None]
+    return charts + ([_cost_chart("Time", "milliseconds per image here, on the CPU", timed)] if timed else [])
+
+
+def _cost_chart(title: str, label: str, costed: Sequence[tuple[float, LeaderboardEntry]]) -> Chart:
+    objective = costed[0][1].objective
+    front = pareto_front([(cost, score(objective, entry.value)) for cost, entry in costed])
+    on_front = [(cost, entry.value) for cost, entry in (costed[index] for index in front)]
+    x = axis([cost for cost, _ in costed], label, logarithmic=True, margin=0.08)
+    y = axis([entry.value for _, entry in costed], words=_words(objective), margin=0.08)
+    names = [entry.trial.trial_id for _, entry in costed]
+    dots = [
+        Series("", [(cost, entry.value)], COLORS[0], "dots", key=name, title=name)
+        for name, (cost, entry) in zip(names, costed, strict=True)
     ]
-    timed = [(point.milliseconds, point) for point in points if point.milliseconds is not None]
-    if timed:
-        columns.append(("milliseconds per image here, on the CPU", timed))
-    with figure(5.4 * len(columns), 4.2) as (sheet, png):
-        for axes, (label, costed) in zip(np.atleast_1d(sheet.subplots(1, len(columns))), columns, strict=True):
-            _scatter(axes, costed, objective)
-            axes.set_xlabel(label)
-            axes.set_ylabel(LABELS[objective])
-            if objective in SHARES:
-                percent_axis(axes.yaxis)
-            if objective in LESS_IS_BETTER:
-                axes.invert_yaxis()
-    return png.getvalue()
+    alt = f"{LABELS[objective]} of {plural(len(costed), 'trial')} over {label}; on the Pareto front are "
+    alt += ", ".join(names[index] for index in front[:MAX_TICKS])
+    line = [Series("Pareto front", on_front, COLORS[1], "steps"), Series("trial", (), COLORS[0], "dots")]
+    heading = f"{capitalized(LABELS[objective])} over {title.lower()}"
+    return Chart(heading, alt, x, y.reversed() if objective in LESS_IS_BETTER else y, [*line, *dots])
 
 
-def _scatter(axes: Axes, costed: Sequence[tuple[float, CostPoint]], objective: str) -> None:
-    x, y = [cost for cost, _ in costed], [point.value for _, point in costed]
-    front = pareto_front([(cost, score(objective, point.value)) for cost, point in costed])
-    axes.scatter(x, y, s=26, color=BLUE, alpha=0.6, linewidths=0, label="trial")
-    axes.plot([x[i] for i in front], [y[i] for i in front], "o-", color=ORANGE, drawstyle="steps-post", label="Pareto front", zorder=3)
-    for index in front:
-        style: dict[str, Any] = {"textcoords": "offset points", "xytext": (5, 6), "fontsize": 7}
-        axes.annotate(fit(costed[index][1].name, LABEL_LENGTH), (x[index], y[index]), **style)
-    if min(x) > 0 and max(x) > 4 * min(x):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}" if max(x) < 20 * min(x) else "")
-        axes.tick_params(axis="x", which="minor", labelsize=7)
-    axes.margins(x=0.12, y=0.1)
-    axes.grid()
-    axes.set_axisbelow(True)
-    axes.legend(fontsize=8, loc="lower right")
+def capitalized(words: str) -> str:
+    """The words as a sentence begins; the rest stays: macro F1 -> Macro F1."""
+    return words[:1].upper() + words[1:]
+
+
+def _words(name: str) -> Words:
+    return (lambda value: percent(value)) if name in SHARES else plain

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import html
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from browser import browsed, fits, needs_browser
 from pages import Page
 
 from fer_ray.cli.flags import parse
@@ -20,7 +22,7 @@ from fer_ray.errors import UsageError
 from fer_ray.io.storage import Storage
 from fer_ray.models.flops import Cost
 from fer_ray.schema import meaning_of
-from fer_ray.tune.importance import measure_importance, tried, typical, varying
+from fer_ray.tune.importance import measure_importance, tried_values, typical_value, varied_settings
 from fer_ray.tune.page import SearchSummary, search_page, write_report
 from fer_ray.tune.results import COMPLETED, FAILED, STOPPED, TRIALS, Trial, TrialEpoch, leaderboard, pareto_front, read_trials, write_trials
 
@@ -31,7 +33,6 @@ COSTS = {
     "cnn_32_64_128": Cost(9_400_000, 680_000, 0.31),
     "mobilenet_v2": Cost(56_100_000, 2_260_000, 2.4),
 }
-PICTURES = {"learning_curves.png", "parallel_coordinates.png", "importance.png", "costs.png"}
 
 
 def search(count: int) -> tuple[list[Trial], dict[str, Cost]]:
@@ -146,7 +147,7 @@ def test_the_pareto_front_has_no_trial_that_another_beats() -> None:
 
 def test_the_setting_that_decides_is_found_among_those_that_do_not_and_too_few_trials_give_no_answer() -> None:
     board = leaderboard(search(60)[0], "accuracy")
-    parameters = varying([one.trial for one in board])
+    parameters = varied_settings([one.trial for one in board])
     names = [one.name for one in parameters]
     assert "seed" not in names
     assert "epochs" not in names
@@ -156,24 +157,23 @@ def test_the_setting_that_decides_is_found_among_those_that_do_not_and_too_few_t
     assert importance.shares["learning_rate"] > 0.6
     assert importance.shares["label_smoothing"] < 0.1
     assert importance.explained > 0.4
-    assert measure_importance(varying([one.trial for one in board[:7]]), np.arange(7.0)) is None
+    assert measure_importance(varied_settings([one.trial for one in board[:7]]), np.arange(7.0)) is None
     by_name = {one.name: one for one in parameters}
     assert by_name["learning_rate"].logarithmic
     assert not by_name["dropout"].logarithmic
-    assert tried(by_name["widths"]) == "16-32-64, 32-64-128, not used"
-    assert tried(by_name["weight_decay"]).endswith(", or not used")
-    assert typical(by_name["batch_size"]) in {"32", "64", "96", "128"}
+    assert tried_values(by_name["widths"]) == "16-32-64, 32-64-128, not used"
+    assert tried_values(by_name["weight_decay"]).endswith(", or not used")
+    assert typical_value(by_name["batch_size"]) in {"32", "64", "96", "128"}
 
 
 def test_the_report_shows_the_whole_search_and_its_best_settings_are_a_file_that_a_training_takes(tmp_path: Path) -> None:
     trials, costs = search(30)
     summary = SearchSummary("fer2013", "accuracy", seconds=7000, facts={"searcher": "tpe", "data": HOSTILE})
     write_report(Storage(), str(tmp_path), summary, trials, costs)
-    assert {path.name for path in tmp_path.iterdir()} == {"index.html", *PICTURES}
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
-    page = Page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    content = (tmp_path / "index.html").read_text(encoding="utf-8")
+    page = Page(content)
     best = leaderboard(trials, "accuracy", costs)[0].trial
-    settings = page.text.partition("--output MODEL.")[2].partition("Leaderboard")[0]
+    settings = html.unescape(content.partition("<pre>")[2].partition("</pre>")[0])
     assert yaml.safe_load(settings) == best.settings
     (tmp_path / "best.yaml").write_text(settings)
     given = ["--config", str(tmp_path / "best.yaml"), "--dataset", "d", "--output", "o"]
@@ -188,6 +188,33 @@ def test_the_report_shows_the_whole_search_and_its_best_settings_are_a_file_that
     ):
         assert words in page.text, words
     assert page.text.count("Out of memory") == 1
+    assert not (tmp_path / "learning_curves.png").exists(), "the charts are in the page"
+
+
+@needs_browser
+def test_a_browser_sorts_the_leaderboard_and_narrows_the_trials_and_the_page_fits_a_phone(tmp_path: Path) -> None:
+    trials, costs = search(30)
+    write_report(Storage(), str(tmp_path), SearchSummary("fer2013", "accuracy", seconds=7000), trials, costs)
+    with browsed(tmp_path / "index.html") as page:
+        headers = page.locator("#leaderboard ~ div th, .tall th").all_inner_texts()
+        assert headers.index("learning_rate") < headers.index("optimizer") < headers.index("widths") < headers.index("dropout")
+        column = headers.index("learning_rate")
+        page.locator(".tall th").nth(column).click()
+        rates = [float(row.locator("td").nth(column).inner_text()) for row in page.locator(".tall tbody tr").all()]
+        assert rates in (sorted(rates), sorted(rates, reverse=True))
+        assert len(rates) == 27
+        last = page.locator("#parallel .handle").last
+        last.scroll_into_view_if_needed()
+        handle = last.bounding_box()
+        middle = handle["x"] + handle["width"] / 2
+        page.mouse.move(middle, handle["y"] + 6)
+        page.mouse.down()
+        page.mouse.move(middle, handle["y"] + handle["height"] / 3)
+        page.mouse.up()
+        left = page.locator(".tall tbody tr:visible").count()
+        assert 0 < left < 27
+        assert f"{left} of 27 trials" in page.locator("#readout").inner_text()
+        assert fits(page)
 
 
 @pytest.mark.parametrize("objective", ["macro_f1", "nll"])
@@ -197,11 +224,12 @@ def test_strange_settings_names_and_errors_are_text_and_the_page_fetches_and_run
     strange += [Trial(HOSTILE, FAILED, {HOSTILE: HOSTILE}, (), HOSTILE), dataclasses.replace(strange[0], trial_id=HOSTILE + "2")]
     content = search_page(SearchSummary(HOSTILE, objective, best=HOSTILE + "2"), strange, costs)
     page = Page(content)
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "form", "svg"}
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert all((image["src"] or "").startswith("data:image/png;base64,") and image["alt"] for image in images)
-    assert not any(name.startswith("on") or name == "href" for _, attributes in page.tags for name in attributes)
-    assert "default-src 'none'" in content
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "form", "img", "image", "use", "foreignobject"}
+    assert [tag for tag, _ in page.tags].count("script") == content.count("<script>") == 2, "the page's own, named by their hashes"
+    links = {attributes["href"] or "" for tag, attributes in page.tags if tag == "a"}
+    assert {link for link in links if not link.startswith("#")} == {"best.yaml", "trials.parquet"}
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert "default-src 'none'" in html.unescape(content)
     assert page.text.count("<script>alert(1)<\\u202e") > 3
 
 
