@@ -256,7 +256,7 @@ def _write(storage: Storage, output: str, content: dict[str, Any], evaluations: 
             storage.write(join(folder, file), png)
         storage.write(join(folder, ANSWERS_FILE), answers_table(one))
     storage.write(join(output, FIGURES_FILE), (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    storage.write(join(output, PAGE_FILE), page.render(content, drawn, comparison).encode("utf-8", "replace"))
+    storage.write(join(output, PAGE_FILE), page.evaluation_page(content, drawn, comparison).encode("utf-8", "replace"))
 
 
 def answers_table(evaluation: Evaluation) -> bytes:

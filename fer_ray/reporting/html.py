@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
-import html
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import PurePath
 from typing import Any, cast
@@ -132,48 +130,3 @@ def _policy(scripts: Sequence[str]) -> str:
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts)
     allowed = f"; script-src {hashes}" if hashes else ""
     return f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'{allowed}"
-
-
-# What follows goes when the pages of a search and of an evaluation are templates.
-
-
-def document(title: str, body: str, style: str = "", script: str = "") -> str:
-    """The whole page. `title` is plain text, `body` HTML; `style` is added to that of all pages.
-
-    The browser runs `script` and nothing else: it is told the hash of these words.
-    """
-    allowed = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else ""
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{text(title)}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}\">\n"
-        f"<style>{_read(_environment(_TEMPLATES), 'base.css')}{style}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{text(title)}</h1>\n{body}</main>\n" + (f"<script>{script}</script>\n" if script else "") + "</body>\n</html>\n"
-    )
-
-
-def data(name: str, content: Any) -> str:
-    """Plain values for a script, in an element of the id `name`; no text in them can end the element or a line."""
-    written = json.dumps(content, separators=(",", ":"))  # ASCII: U+2028 and U+2029 end lines of scripts and are escaped here
-    for char in "<>&":
-        written = written.replace(char, f"\\u{ord(char):04x}")
-    return f'<script type="application/json" id="{name}">{written}</script>\n'
-
-
-def text(value: Any) -> str:
-    """A stranger's text as HTML shows it, with what would not show spelled out."""
-    return html.escape(sanitize(str(value)))
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
-    """A table; its cells are HTML already. Columns hold numbers unless they are the first or among `text_columns`."""
-    kinds = [' class="text"' if index in text_columns else "" for index in range(len(header))]
-    head = "".join(f"<th{kind}>{cell}</th>" for kind, cell in zip(kinds, header, strict=True))
-    body = "".join("<tr>" + "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>\n" for row in rows)
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
-
-
-def figure(png: bytes, alt: str, caption: str) -> str:
-    """A PNG inside the page. `alt` is plain text, `caption` HTML."""
-    data = base64.b64encode(png).decode()
-    return f'<figure><figcaption>{caption}</figcaption><img src="data:image/png;base64,{data}" alt="{text(alt)}"></figure>\n'

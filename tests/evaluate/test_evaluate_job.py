@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from browser import browsed, fits, needs_browser
 from pages import Page
 
 from fer_ray.cli.flags import parse
@@ -99,14 +100,28 @@ def test_every_model_gets_its_figures_pictures_and_answers_and_the_summary_names
 def test_the_page_stands_alone_is_whole_and_shows_strange_names_as_text(evaluated: tuple[Path, dict[str, Any]]) -> None:
     page = Page((evaluated[0] / "index.html").read_text(encoding="utf-8"))
     assert page.open == []
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "form"}
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "form"}
+    assert [tag for tag, _ in page.tags].count("script") == 1, "the page's own, named by its hash"
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) >= 2 * 5 + 2
-    assert all((image["src"] or "").startswith("data:image/png;base64,") and image["alt"] for image in images)
-    assert not any(name.startswith("on") or name == "href" for _, attributes in page.tags for name in attributes)
+    assert all((image["src"] or "").startswith("data:image/webp;base64,") and image["alt"] for image in images)
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    links = {attributes["href"] or "" for tag, attributes in page.tags if tag == "a"}
+    assert {link for link in links if not link.startswith("#")} == {"evaluation.json"}
     assert "<script>alert(1)<\\u202e" in page.text
     for words in (*RESPONSIBLE_USE, "McNemar", "came without the history of its training", "of angry here", "\N{EN DASH}"):
         assert words in page.text, words
+
+
+@needs_browser
+def test_the_page_of_several_models_is_light_short_and_fits_a_phone(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    file = evaluated[0] / "index.html"
+    assert file.stat().st_size < 2_500_000
+    with browsed(file) as page:
+        assert page.evaluate("document.documentElement.scrollHeight") < 4000, "the models are folded below the comparison"
+        page.locator("details.model > summary").first.click()
+        assert page.get_by_text("Confusion matrix").first.is_visible()
+        assert fits(page)
 
 
 def test_one_model_is_judged_from_the_command_line_on_the_split_that_was_asked_for(faces: Path, tmp_path: Path) -> None:
