@@ -21,13 +21,14 @@ import numpy as np
 from fer_ray import Labeler
 from fer_ray.config.crop import CropGeometry
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.label import LabelingConfig
+from fer_ray.config.label import LabelingOptions
 from fer_ray.data.dataset import load_dataset
 from fer_ray.models import bundle
 from fer_ray.models.calibration import calibrate
 from fer_ray.schema import Status
+from fer_ray.vision.crop import crop_face
 from fer_ray.vision.decode import decode
-from fer_ray.vision.detector import FaceDetector, crop_face
+from fer_ray.vision.detector import FaceDetector
 
 Box = tuple[float, float, float, float]
 
@@ -47,7 +48,7 @@ def read_rows(file: Path) -> list[dict[str, str]]:
 
 def print_frame(fer2013: Path) -> None:
     """Where the detector's box lies in FER-2013's own frames, and the crop that follows from it."""
-    config = LabelingConfig()
+    config = LabelingOptions()
     detector = FaceDetector(config.detector_side, config.min_face_score)
     boxes = []
     for file in sorted(fer2013.glob("validation/*/*.png"))[::6]:
@@ -63,7 +64,7 @@ def print_frame(fer2013: Path) -> None:
 
 
 def compare_crops(photos: Path, rows: list[dict[str, str]]) -> None:
-    config, model = LabelingConfig(), bundle.load(bundle.resolve(bundle.DEFAULT))
+    config, model = LabelingOptions(), bundle.load(bundle.resolve(bundle.DEFAULT))
     detector = FaceDetector(config.detector_side, config.min_face_score)
     images = [decode((photos / row["image"]).read_bytes(), 100, 720).pixels for row in rows]
     faces = [next(iter(detector.detect(image)[0]), None) for image in images]
@@ -153,7 +154,7 @@ def main() -> None:
             print_validation(name, data, folders["fer2013"])
             print_emotions(Labeler(name), folders["labeled_photos"], labeled)
         labeler = Labeler()
-        print(f"default model {labeler.model_version}, {LabelingConfig().detector_version}")
+        print(f"default model {labeler.model_version}, {LabelingOptions().detector_version}")
         portraits = labeler.label(sorted(folders["lfw_photos"].iterdir()))
         print(f"lfw_photos: a face in {np.mean([image.status == Status.OK for image in portraits]):.2%} of {len(portraits)}")
         for prefix in ("masks_", "wider_"):

@@ -34,10 +34,10 @@ from fer_ray.config.label import LabelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.io.inputs import list_images
 from fer_ray.label.incremental import Counts, find_due
-from fer_ray.label.labeler import Face, LabeledImage
 from fer_ray.label.outcome import run_row
 from fer_ray.label.plan import Part, Plan, read_parts, read_plan, staged_file, unfinished, write_plan
 from fer_ray.label.publish import clean_up, commit, publish_tables
+from fer_ray.label.result import Face, LabeledImage
 from fer_ray.label.run import Run, identify
 from fer_ray.models import bundle
 from fer_ray.schema import ImageEntry, Status

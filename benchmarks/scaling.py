@@ -53,8 +53,8 @@ from label_throughput import draw_photographs, link_images
 from scale import FIRST_NIGHT, ROOT, NoLabeler, check, make_images, named_run, ray_apart
 
 from fer_ray.label.incremental import Counts, find_due
-from fer_ray.label.labeler import LabeledImage
 from fer_ray.label.plan import Part, Plan, read_parts, staged_file, write_plan
+from fer_ray.label.result import LabeledImage
 from fer_ray.label.run import Run
 from fer_ray.schema import ImageEntry
 

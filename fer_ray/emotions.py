@@ -1,6 +1,19 @@
 """The emotions, and how people spell them."""
 
 EMOTIONS = ("angry", "contempt", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+UNKNOWN = "unknown"  # what a face is called whose likeliest emotion is not likely enough
+# For boxes, charts and legends, everywhere the same; warm for high arousal, cool for low.
+EMOTION_COLORS = {
+    "angry": "#d7263d",
+    "contempt": "#8a5a2b",
+    "disgust": "#5b8c2a",
+    "fear": "#7b3fa0",
+    "happy": "#f5b700",
+    "neutral": "#8d99ae",
+    "sad": "#2f6fbf",
+    "surprise": "#f2762e",
+    UNKNOWN: "#c9ced6",
+}
 
 _SPELLINGS = {
     "angry": ("anger",),

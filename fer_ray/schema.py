@@ -143,7 +143,8 @@ _IMAGE_FIELDS = [
 
 IMAGES = pa.schema([*_IMAGE_FIELDS, *_PROVENANCE])
 FACES = pa.schema([*_IDENTITY, *_FACE_FIELDS, *_PROVENANCE])
-STAGING = pa.schema([_required("row_number", pa.int64()), *IMAGES, _required("faces", pa.list_(pa.struct(_FACE_FIELDS)))])
+FACE_STRUCT = pa.struct(_FACE_FIELDS)
+STAGING = pa.schema([_required("row_number", pa.int64()), *IMAGES, _required("faces", pa.list_(FACE_STRUCT))])
 
 _IMAGE_COUNTS = {
     "total": "images labeled, one row each in images",

@@ -18,7 +18,7 @@ _RUN_ID_RULE = "The run id must be 1 to 128 letters, digits, '.', '_' or '-' and
 
 
 @config("Faces")
-class LabelingConfig:
+class LabelingOptions:
     """What is found and said about an image; also the options of `fer_ray.Labeler`."""
 
     detector_side: int = option(
@@ -110,7 +110,7 @@ class LabelConfig:
         ge=0,
         group="Resources",
     )
-    labeling: LabelingConfig = field(default_factory=LabelingConfig)
+    labeling: LabelingOptions = field(default_factory=LabelingOptions)
 
     def __post_init__(self) -> None:
         check(bool(self.output) or not self.input, "Where to? Give --output FOLDER for the tables.")

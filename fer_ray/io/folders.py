@@ -17,7 +17,7 @@ from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
 from fer_ray.schema import ImageEntry
 
 WRITING = "_writing-"
-_RAW_NAME_PREFIX = "file://"
+RAW_NAME_PREFIX = "file://"
 
 
 class FolderStore:
@@ -165,14 +165,14 @@ def uri_of_path(path: str) -> str:
     try:
         path.encode()
     except UnicodeEncodeError:
-        return _RAW_NAME_PREFIX + urllib.parse.quote(os.fsencode(path))
+        return RAW_NAME_PREFIX + urllib.parse.quote(os.fsencode(path))
     return path
 
 
 def path_of_uri(uri: str) -> str:
     """What `uri_of_path` made the URI from."""
-    if uri.startswith(_RAW_NAME_PREFIX):
-        return os.fsdecode(urllib.parse.unquote_to_bytes(uri[len(_RAW_NAME_PREFIX) :]))
+    if uri.startswith(RAW_NAME_PREFIX):
+        return os.fsdecode(urllib.parse.unquote_to_bytes(uri[len(RAW_NAME_PREFIX) :]))
     return uri
 
 

@@ -59,7 +59,7 @@ def _seconds_per_image(run: Run, sample: list[ImageEntry]) -> float:
     with bundle.local_copy(run.storage, run.model) as folder:
         labeler = Labeler(folder, run.config.labeling, threads=1)
     fetcher = Fetcher(run.storage, run.config.labeling.max_file_megabytes)
-    labeler.label(fetcher.fetch(sample[:1]))
+    labeler.label_sources(fetcher.fetch(sample[:1]))
     started = time.monotonic()
-    labeler.label(fetcher.fetch(sample))
+    labeler.label_sources(fetcher.fetch(sample))
     return (time.monotonic() - started) / len(sample)

@@ -3,63 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol, overload
 
 import cv2
 import numpy as np
 
 from fer_ray.config.crop import CropGeometry
-from fer_ray.config.label import LabelingConfig
-from fer_ray.errors import ImageError
-from fer_ray.io.inputs import read_image_named
-from fer_ray.io.storage import Storage
+from fer_ray.config.flat import did_you_mean
+from fer_ray.config.label import LabelingOptions
+from fer_ray.emotions import UNKNOWN
+from fer_ray.errors import FerRayError, ImageError, UsageError
+from fer_ray.label.result import Face, LabeledImage, LabeledImages
 from fer_ray.models import bundle
 from fer_ray.models.silence import load_keras
 from fer_ray.schema import Status
-from fer_ray.typing import Float32Array, Float64Array, UInt8Array
-from fer_ray.vision.decode import DecodedImage, decode
-from fer_ray.vision.detector import Detection, FaceDetector, crop_face, sharpness
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Face:
-    """One face. `bbox` is x, y, width, height and `landmarks` (5, 2) float32 points, in pixels of the upright original.
-
-    Landmarks are left eye, right eye, nose, left and right corner of the mouth; left and right are the subject's own.
-    `probabilities` are calibrated and add up to 1; `emotion` is the likeliest, `unknown` below the given threshold.
-    """
-
-    bbox: tuple[int, int, int, int]
-    detection_score: float
-    landmarks: Float32Array
-    sharpness: float
-    emotion: str
-    confidence: float
-    probabilities: dict[str, float]
-
-
-@dataclass(frozen=True)
-class LabeledImage:
-    """What became of an image: its status, the faces with the largest first, and how many were too small or too doubtful."""
-
-    status: Status
-    error: str | None = None
-    width: int | None = None
-    height: int | None = None
-    size_bytes: int | None = None
-    content_sha256: str | None = None
-    faces: list[Face] = field(default_factory=list)
-    left_out_count: int = 0
+from fer_ray.typing import Float64Array, UInt8Array
+from fer_ray.vision.crop import crop_face, sharpness
+from fer_ray.vision.decode import DecodedImage
+from fer_ray.vision.detector import Detection, FaceDetector
+from fer_ray.vision.source import ImageLike, Source, decode_source, is_many, read_source, source_of, uri_of_source
 
 
 @dataclass(frozen=True)
@@ -94,54 +64,94 @@ class Labeler:
     """Finds the faces of images and labels their apparent emotions; load it once and give it many images at a time.
 
     Example:
-        labeler = Labeler()
-        for image in labeler.label(["one.jpg", "two.jpg"]):
-            for face in image.faces:
-                print(face.bbox, face.emotion, face.confidence)
+        labeler = Labeler(min_face_size=40)
+        image = labeler.label("one.jpg")
+        for face in image.faces:
+            print(face.bbox, face.emotion, face.confidence)
+        labeler.label(["one.jpg", "two.jpg"]).to_pandas()
     """
 
-    def __init__(self, model: str | Classifier | None = None, config: LabelingConfig | None = None, threads: int | None = None) -> None:
-        """Load a bundle (the one of the package by default); `threads` bounds what OpenCV and TensorFlow use in this process.
+    def __init__(
+        self,
+        model: str | Path | Classifier | None = None,
+        options: LabelingOptions | None = None,
+        threads: int | None = None,
+        **settings: float,
+    ) -> None:
+        """Load the model.
 
-        A model that is loaded already is taken as it is.
+        Args:
+            model: `ferplus` (the default), `fer2013`, the folder of a bundle, or a model that is loaded already.
+            options: what is looked for and how much of an image is read.
+            threads: how many threads OpenCV and TensorFlow use in this process (default: one for each CPU).
+            settings: fields of `LabelingOptions`, which change `options`: `min_face_size=40`.
 
         Raises:
             BundleError: the model cannot be used.
+            UsageError: there is no such setting, or it has an impossible value.
         """
-        self.config = config or LabelingConfig()
+        self.options = _changed(options or LabelingOptions(), settings)
         if threads:
             cv2.setNumThreads(threads)
-        self._model = load_model(model or "", self.config.flip, threads) if isinstance(model, str | None) else model
-        self._detector = FaceDetector(self.config.detector_side, self.config.min_face_score, threads)
+        self._model = load_model(str(model or ""), self.options.flip, threads) if isinstance(model, str | Path | None) else model
+        self._detector = FaceDetector(self.options.detector_side, self.options.min_face_score, threads)
         self.stage_seconds: defaultdict[str, float] = defaultdict(float)  # spent so far on decoding, detecting, classifying
         self.model_version = self._model.model_version
         self.classes = self._model.classes
 
-    def label(self, images: Iterable[str | Path | bytes | UInt8Array | ImageError]) -> list[LabeledImage]:
-        """Label paths, s3:// addresses, encoded bytes, or arrays (h, w, 3) RGB or (h, w) gray uint8; one answer each, in their order.
+    @overload
+    def label(self, images: ImageLike) -> LabeledImage: ...  # type: ignore[overload-overlap]  # a str is an iterable of str too
+    @overload
+    def label(self, images: Iterable[ImageLike]) -> LabeledImages: ...
+    def label(self, images: ImageLike | Iterable[ImageLike]) -> LabeledImage | LabeledImages:
+        """Label one image, or many in their order.
 
-        An ImageError stands for an image that whoever fetched the bytes could not get, and gives the answer that it
-        describes. An image that cannot be read or decoded gives an answer with that status and the reason; none raises.
+        Args:
+            images: a path, an s3:// address, the bytes of a file, a file open for reading bytes, a Pillow image, an array of
+                uint8: (h, w) gray, (h, w, 3) RGB, (h, w, 4) RGBA; or many of them in a list or another iterable. An array
+                (n, h, w, 3) is many images.
+
+        Returns:
+            One answer for one image, a list of answers for many. An image that cannot be read or decoded has an answer with
+            that status and the reason.
+
+        Raises:
+            UsageError: something that cannot hold an image; nothing is labeled then.
+            StorageError: the store of an address cannot be used as it stands.
         """
-        prepared = [self._prepare(image) for image in images]
+        limit = self.options.max_file_megabytes
+        if not is_many(images):
+            return self._label_and_remember([source_of(images, limit)])[0]
+        return self._label_and_remember([source_of(image, limit, f"Image {index}") for index, image in enumerate(images)])
+
+    def label_sources(self, sources: Iterable[Source]) -> list[LabeledImage]:
+        """Label checked images one after the other without holding on to them; one answer each, in their order.
+
+        An ImageError stands for an image that whoever fetched the bytes could not get, and becomes the answer that it describes.
+        """
+        prepared = [self._prepare(source) for source in sources]
         crops = [crop for one in prepared for crop in one.crops]
         with self._timed("classify"):
             probabilities = iter(self._model.probabilities(np.stack(crops)) if crops else ())
         return [self._finish(one, [next(probabilities) for _ in one.crops]) for one in prepared]
 
-    def _prepare(self, image: str | Path | bytes | UInt8Array | ImageError) -> _Prepared:
+    def _label_and_remember(self, sources: Sequence[Source]) -> LabeledImages:
+        return LabeledImages(
+            replace(image, image_uri=uri_of_source(source), _read_again=partial(_read_whole, source, self.options))
+            for source, image in zip(sources, self.label_sources(sources), strict=True)
+        )
+
+    def _prepare(self, source: Source) -> _Prepared:
         content: bytes | None = None
         try:
-            if isinstance(image, ImageError):
-                raise image
-            if isinstance(image, np.ndarray):
-                return self._find_faces(_decoded_from_array(image), None)
-            content = image if isinstance(image, bytes) else read_image_named(Storage(), str(image), self.config.max_file_megabytes)
+            content = read_source(source, self.options.max_file_megabytes)
             with self._timed("decode"):
-                decoded = decode(content, self.config.max_megapixels, self.config.detector_side * 3 // 2)
+                decoded = decode_source(source, content, self.options.max_megapixels, self.options.detector_side * 3 // 2)
             return self._find_faces(decoded, content)
         except ImageError as error:
             return _Prepared(_described(content, Status(error.status), str(error)))
+        except FerRayError:
+            raise  # no trouble of this image: the store cannot be used
         except Exception as error:  # noqa: BLE001 - the boundary of one image: whatever it sets off becomes its row, not the end of the run
             reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
             return _Prepared(_described(content, Status.UNDECODABLE, f"The image could not be processed ({reason})."))
@@ -149,7 +159,7 @@ class Labeler:
     def _find_faces(self, decoded: DecodedImage, content: bytes | None) -> _Prepared:
         with self._timed("detect"):
             found, doubtful = self._detector.detect(decoded.pixels)
-        faces = [face for face in found if max(face.bbox[2:]) * decoded.scale >= self.config.min_face_size]
+        faces = [face for face in found if max(face.bbox[2:]) * decoded.scale >= self.options.min_face_size]
         left_out = doubtful + len(found) - len(faces)
         status = Status.OK if faces else Status.NO_FACE
         image = _described(content, status, None, width=decoded.width, height=decoded.height, left_out_count=left_out)
@@ -175,7 +185,7 @@ class Labeler:
                     detection_score=detection.score,
                     landmarks=detection.landmarks * np.float32(prepared.scale),
                     sharpness=sharpness(crop),
-                    emotion=self.classes[best] if confidence >= self.config.unknown_below else UNKNOWN,
+                    emotion=self.classes[best] if confidence >= self.options.unknown_below else UNKNOWN,
                     confidence=confidence,
                     probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
                 )
@@ -191,12 +201,18 @@ def _described(
     return LabeledImage(status, error, width, height, size, digest, left_out_count=left_out_count)
 
 
-def _decoded_from_array(image: UInt8Array) -> DecodedImage:
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or 0 in image.shape:
-        reason = f"An array must be (h, w, 3) RGB or (h, w) gray uint8, not {image.shape} {image.dtype}."
-        raise ImageError(Status.UNDECODABLE, reason)
-    code = cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR
-    return DecodedImage(np.asarray(cv2.cvtColor(image, code), np.uint8), image.shape[1], image.shape[0])
+def _changed(options: LabelingOptions, settings: dict[str, float]) -> LabelingOptions:
+    known = [field.name for field in fields(LabelingOptions)]
+    for name in settings:
+        if name not in known:
+            raise UsageError(f"The labeler has no setting {name}{did_you_mean(name, known)} LabelingOptions lists them.")
+    return replace(options, **settings)  # type: ignore[arg-type]  # checked there
+
+
+def _read_whole(source: Source, options: LabelingOptions) -> DecodedImage:
+    """The image once more, in full size."""
+    content = read_source(source, options.max_file_megabytes)
+    return decode_source(source, content, options.max_megapixels, sys.maxsize)
 
 
 def _clipped(bbox: tuple[float, float, float, float], scale: float, width: int, height: int) -> tuple[int, int, int, int]:

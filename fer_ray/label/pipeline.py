@@ -27,8 +27,9 @@ from fer_ray.cluster import cluster_cpus, may_grow, wait_for_cpus
 from fer_ray.errors import FerRayError, ImageError, StorageError
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
-from fer_ray.label.labeler import LabeledImage, Labeler, load_model
+from fer_ray.label.labeler import Labeler, load_model
 from fer_ray.label.plan import Part, Plan, open_manifest, staged_file
+from fer_ray.label.result import LabeledImage
 from fer_ray.label.run import Run
 from fer_ray.label.staging import staging_table
 from fer_ray.label.telemetry import LabelingMetrics
@@ -265,7 +266,7 @@ class FetchingLabeler:
 
     def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]:
         fetched = self._timed(self.fetcher.fetch(entries))
-        return self.labeler.label(self._harmless(fetched) if suspicious else fetched)
+        return self.labeler.label_sources(self._harmless(fetched) if suspicious else fetched)
 
     def _timed(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
         """Adds up the time that labeling waits for images."""

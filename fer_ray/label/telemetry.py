@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ray.util import metrics
 
-from fer_ray.label.labeler import LabeledImage
+from fer_ray.label.result import LabeledImage
 
 
 class LabelingMetrics:

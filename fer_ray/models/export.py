@@ -21,7 +21,7 @@ import numpy as np
 
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.export import ONNX, SAVEDMODEL, TFLITE, ExportConfig
-from fer_ray.config.label import LabelingConfig
+from fer_ray.config.label import LabelingOptions
 from fer_ray.errors import DatasetError, FerRayError, StorageError, UsageError
 from fer_ray.io.storage import S3, Storage, absolute, join
 from fer_ray.models import bundle
@@ -147,14 +147,15 @@ def demo_crops(original: Bundle, count: int) -> UInt8Array:
         UsageError: the packages that carry the photographs are not installed.
     """
     from fer_ray.data import demo_photos
+    from fer_ray.vision.crop import crop_face
     from fer_ray.vision.decode import decode
-    from fer_ray.vision.detector import FaceDetector, crop_face
+    from fer_ray.vision.detector import FaceDetector
 
     try:
         files = [Path(entry.image_uri) for entry in demo_photos.images()]
     except UsageError as error:
         raise UsageError("The check needs faces: pip install 'fer-ray[demo]' for the demo photographs, or give --dataset.") from error
-    found = LabelingConfig()
+    found = LabelingOptions()
     photographs = [decode(file.read_bytes(), found.max_megapixels, 2 * found.detector_side).pixels for file in files]
     detector = FaceDetector(found.detector_side, found.min_face_score, threads=1)
     faces = [(pixels, face) for pixels in photographs for face in detector.detect(pixels)[0]]

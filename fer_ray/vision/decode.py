@@ -44,14 +44,19 @@ def decode(content: bytes, max_megapixels: float, enough_pixels: int) -> Decoded
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 as long as its longer side keeps `enough_pixels`; that costs a fraction of the time.
 
+    Args:
+        content: the bytes of the file.
+        max_megapixels: images with more pixels are not decoded.
+        enough_pixels: how long the longer side must at least be for whoever looks at the image.
+
     Raises:
         ImageError: `undecodable`, or `too_large` when the header announces more than `max_megapixels`.
     """
     if not content:
         raise ImageError(Status.UNDECODABLE, "The file is empty.")
     size, is_jpeg = _read_header(content)
-    if size and size[0] * size[1] > max_megapixels * 1e6:
-        raise ImageError(Status.TOO_LARGE, f"The image has {size[0]} x {size[1]} pixels, the limit is {max_megapixels:g} megapixels.")
+    if size:
+        _check_pixels(size, max_megapixels)
     reduction = _reduction(max(size), enough_pixels) if size and is_jpeg else 1
     with_opencv, with_pillow = (lambda: _decode_with_opencv(content, reduction)), (lambda: _decode_with_pillow(content))
     pixels = _first_that_works([with_opencv, with_pillow] if is_jpeg or not size else [with_pillow, with_opencv])
@@ -60,6 +65,30 @@ def decode(content: bytes, max_megapixels: float, enough_pixels: int) -> Decoded
         upright = size if (width >= height) == (size[0] >= size[1]) else size[::-1]
         width, height = upright
     return DecodedImage(pixels, width, height)
+
+
+def decode_pillow(image: Image.Image, max_megapixels: float) -> DecodedImage:
+    """The pixels of a Pillow image, by the same rules as `decode`.
+
+    Raises:
+        ImageError: `undecodable` where its file breaks off, `too_large` as in `decode`.
+    """
+    _check_pixels(image.size, max_megapixels)
+    pixels = _first_that_works([lambda: _upright_bgr(image)])
+    return DecodedImage(pixels, pixels.shape[1], pixels.shape[0])
+
+
+def decode_array(image: UInt8Array) -> DecodedImage:
+    """The pixels of an array (h, w) gray, (h, w, 3) RGB or (h, w, 4) RGBA uint8."""
+    if image.ndim == 3 and image.shape[2] == 4:
+        image = _to_rgb(Image.fromarray(image))
+    pixels = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
+    return DecodedImage(np.asarray(pixels, np.uint8), image.shape[1], image.shape[0])
+
+
+def _check_pixels(size: tuple[int, int], max_megapixels: float) -> None:
+    if size[0] * size[1] > max_megapixels * 1e6:
+        raise ImageError(Status.TOO_LARGE, f"The image has {size[0]} x {size[1]} pixels, the limit is {max_megapixels:g} megapixels.")
 
 
 def _read_header(content: bytes) -> tuple[tuple[int, int] | None, bool]:
@@ -103,20 +132,25 @@ def _decode_with_opencv(content: bytes, reduction: int) -> UInt8Array:
 
 
 def _decode_with_pillow(content: bytes) -> UInt8Array:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                return _upright_bgr(image)
+    except UnidentifiedImageError as error:
+        raise ValueError("Pillow does not know the format") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(Status.TOO_LARGE, f"The image is too large to decode safely ({error}).") from error
+
+
+def _upright_bgr(image: Image.Image) -> UInt8Array:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                try:
-                    image.load()
-                except OSError:
-                    image.load()  # where only what follows the pixels is cut off, the second call gives them
-                upright = ImageOps.exif_transpose(image)
-        except UnidentifiedImageError as error:
-            raise ValueError("Pillow does not know the format") from error
-        except Image.DecompressionBombError as error:
-            raise ImageError(Status.TOO_LARGE, f"The image is too large to decode safely ({error}).") from error
-        return np.ascontiguousarray(_to_rgb(upright)[..., ::-1])
+            image.load()
+        except OSError:
+            image.load()  # where only what follows the pixels is cut off, the second call gives them
+        return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image))[..., ::-1])
 
 
 def _to_rgb(image: Image.Image) -> UInt8Array:

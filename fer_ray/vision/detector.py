@@ -1,4 +1,4 @@
-"""Find faces with YuNet and cut them out the way the training images look."""
+"""Find faces with YuNet."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from importlib import resources
 import cv2
 import numpy as np
 
-from fer_ray.config.crop import CropGeometry
-from fer_ray.config.recipe import GRAY
 from fer_ray.errors import UsageError
-from fer_ray.typing import Float32Array, Float64Array, UInt8Array
+from fer_ray.typing import Float32Array, UInt8Array
 
 MODEL_FILE = "face_detection_yunet_2023mar.onnx"
 MODEL_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
-NMS_IOU = 0.3
-MOST_FACES = 5000
-LOWEST_SCORE = 0.3
-STRIDES = (8, 16, 32)
-SMALLEST_INPUT = 8
+NMS_IOU = 0.3  # boxes that overlap more are one face, as in OpenCV's FaceDetectorYN
+MAX_FACES = 5000  # candidates in one image
+MIN_SCORE = 0.3  # faces below are not even counted as doubtful
+STRIDES = (8, 16, 32)  # input pixels per cell of the network's three grids
+MIN_INPUT = 8  # pixels of the shorter side: nothing can be found in less
 
 
 @dataclass(frozen=True)
@@ -67,15 +65,15 @@ class FaceDetector:
     def _detect_at(self, pixels: UInt8Array, scale: float) -> list[Detection]:
         height, width = pixels.shape[:2]
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        if min(size) < SMALLEST_INPUT:
+        if min(size) < MIN_INPUT:
             return []
         if size != (width, height):
             pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
         rows = self._candidates(pixels)
         if not len(rows):
             return []
-        lowest = min(LOWEST_SCORE, self.min_score)
-        kept = cv2.dnn.NMSBoxes(rows[:, :4].tolist(), rows[:, 14].tolist(), lowest, NMS_IOU, top_k=MOST_FACES)
+        lowest = min(MIN_SCORE, self.min_score)
+        kept = cv2.dnn.NMSBoxes(rows[:, :4].tolist(), rows[:, 14].tolist(), lowest, NMS_IOU, top_k=MAX_FACES)
         ratio = np.array([width / size[0], height / size[1]], np.float32)
         return [_detection(row, ratio) for row in rows[np.asarray(kept, int).ravel()]]
 
@@ -89,7 +87,7 @@ class FaceDetector:
         columns, rows = -(-width // STRIDES[-1]) * STRIDES[-1], -(-height // STRIDES[-1]) * STRIDES[-1]
         blob = cv2.dnn.blobFromImage(cv2.copyMakeBorder(pixels, 0, rows - height, 0, columns - width, cv2.BORDER_CONSTANT))
         answers = dict(zip(self._outputs, self._session.run(self._outputs, {"input": blob}), strict=True))
-        lowest = min(LOWEST_SCORE, self.min_score)
+        lowest = min(MIN_SCORE, self.min_score)
         found = []
         for stride in STRIDES:
             scores = np.sqrt(answers[f"cls_{stride}"][0, :, 0] * answers[f"obj_{stride}"][0, :, 0])
@@ -128,47 +126,3 @@ def _network() -> bytes:
             if dimension.dim_value > 1 and (axis >= 2) == (value.name == "input"):
                 dimension.dim_param = f"{value.name}_{axis}"
     return bytes(model.SerializeToString())
-
-
-def crop_face(pixels: UInt8Array, face: Detection, size: int, geometry: CropGeometry, color: str = GRAY) -> UInt8Array:
-    """The face as a square (size, size) gray or (size, size, 3) RGB uint8, cut from an image (h, w, 3) uint8 BGR.
-
-    Beyond the edge of the image its edge is repeated.
-    """
-    x, y, width, height = face.bbox
-    side = max(2.0, float(np.sqrt(max(width, 1) * max(height, 1))) * geometry.scale)
-    centre = np.array([x + width / 2 + geometry.shift_x * side, y + height / 2 + geometry.shift_y * side])
-    (left_x, left_y), (right_x, right_y) = face.landmarks[0].tolist(), face.landmarks[1].tolist()
-    angle = geometry.rotation * float(np.arctan2(left_y - right_y, left_x - right_x))
-    region, origin, shrink = _shrunk_surroundings(pixels, centre, side, size, color)
-    # Output pixel (i, j) shows the point centre + R(angle) ((i, j) - middle) * step; +-0.5 because pixel centres are at integers.
-    step = side / size / shrink
-    cosine, sine = np.cos(angle) * step, np.sin(angle) * step
-    matrix = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0]])
-    matrix[:, 2] = (centre - origin) / shrink - 0.5 - matrix[:, :2] @ np.full(2, (size - 1) / 2)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(region, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
-
-
-def _shrunk_surroundings(
-    pixels: UInt8Array, centre: Float64Array, side: float, size: int, color: str
-) -> tuple[UInt8Array, Float64Array, int]:
-    """The part of the image around a crop, in its colour, its origin, and the whole factor by which it was shrunk against aliasing."""
-    shrink = max(1, int(side / size))
-    reach = side * 0.75 + 2 * shrink  # the half diagonal of a rotated crop and the pixels that interpolation looks at
-    high = np.array(pixels.shape[1::-1])
-    low_corner = np.clip(np.floor(centre - reach), 0, high - 1).astype(int)
-    high_corner = np.clip(np.ceil(centre + reach), low_corner + 1, high).astype(int)
-    region = pixels[low_corner[1] : high_corner[1], low_corner[0] : high_corner[0]]
-    code = cv2.COLOR_BGR2GRAY if color == GRAY else cv2.COLOR_BGR2RGB
-    region = np.asarray(cv2.cvtColor(region, code), np.uint8)
-    if shrink > 1:
-        target = (max(1, round(region.shape[1] / shrink)), max(1, round(region.shape[0] / shrink)))
-        region = np.asarray(cv2.resize(region, target, interpolation=cv2.INTER_AREA), np.uint8)
-    return region, low_corner.astype(np.float64), shrink
-
-
-def sharpness(crop: UInt8Array) -> float:
-    """Variance of the Laplacian of a crop in gray: low where it is blurred (Pech-Pacheco et al. 2000)."""
-    gray = crop if crop.ndim == 2 else cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
-    return float(cv2.Laplacian(gray, cv2.CV_64F).var())

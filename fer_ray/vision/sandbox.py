@@ -16,13 +16,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import IO, cast
 
-from fer_ray.config.label import LabelingConfig
+from fer_ray.config.label import LabelingOptions
 
 SECONDS_PER_IMAGE = 60.0
 SURVIVED = b"."
 
 
-def survivors(images: Iterable[bytes], config: LabelingConfig, seconds: float = SECONDS_PER_IMAGE) -> Iterator[bool]:
+def survivors(images: Iterable[bytes], config: LabelingOptions, seconds: float = SECONDS_PER_IMAGE) -> Iterator[bool]:
     """For each image: whether it can be decoded and searched for faces without a crash, within so many seconds."""
     process: subprocess.Popen[bytes] | None = None
     try:
@@ -39,7 +39,7 @@ def survivors(images: Iterable[bytes], config: LabelingConfig, seconds: float = 
             _end(process)
 
 
-def _start(config: LabelingConfig) -> subprocess.Popen[bytes]:
+def _start(config: LabelingOptions) -> subprocess.Popen[bytes]:
     settings = json.dumps(dataclasses.asdict(config))
     command = [sys.executable, "-m", "fer_ray.vision.sandbox", settings]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -77,7 +77,7 @@ def _serve(settings: str, images: IO[bytes], answers: IO[bytes]) -> None:
     from fer_ray.vision.decode import decode
     from fer_ray.vision.detector import FaceDetector
 
-    config = LabelingConfig(**json.loads(settings))
+    config = LabelingOptions(**json.loads(settings))
     detector = FaceDetector(config.detector_side, config.min_face_score, threads=1)
     while True:
         answers.write(SURVIVED)

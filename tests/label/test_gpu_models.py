@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from fer_ray.config.label import LabelConfig, LabelingConfig
+from fer_ray.config.label import LabelConfig, LabelingOptions
 from fer_ray.errors import UsageError
 from fer_ray.label.gpu_models import ModelProcess, RemoteModel, gather
 from fer_ray.label.job import label
@@ -16,7 +16,7 @@ from fer_ray.models import bundle
 
 @pytest.fixture
 def run(photographs: dict[str, Path], tmp_path: Path, ray_cluster: None) -> Run:
-    return identify(LabelConfig((str(photographs["astronaut"].parent),), str(tmp_path / "out"), labeling=LabelingConfig(flip=True)))
+    return identify(LabelConfig((str(photographs["astronaut"].parent),), str(tmp_path / "out"), labeling=LabelingOptions(flip=True)))
 
 
 def test_a_model_elsewhere_gives_the_same_answers_and_the_cpu_takes_over(

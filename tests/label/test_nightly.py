@@ -17,7 +17,7 @@ import duckdb
 import pytest
 from stores import FaultyProxy, S3Server
 
-from fer_ray.config.label import LabelConfig, LabelingConfig
+from fer_ray.config.label import LabelConfig, LabelingOptions
 from fer_ray.errors import FerRayError
 from fer_ray.io.storage import Storage
 from fer_ray.label.incremental import Counts, due_images
@@ -178,7 +178,7 @@ def test_an_image_that_never_ends_is_found_out_too(photographs: dict[str, Path],
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     hopper = photographs["grace_hopper"].read_bytes()
     images = [hopper, hopper + b"SLEEPY", b"no image", hopper + b"POISON", hopper]
-    assert list(survivors(images, LabelingConfig(), seconds=2)) == [True, False, True, False, True]
+    assert list(survivors(images, LabelingOptions(), seconds=2)) == [True, False, True, False, True]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fer_ray.vision.detector import FaceDetector
 def test_faces_are_those_of_opencv(photographs: dict[str, Path], name: str, factor: float) -> None:
     image = resized(read_bgr(photographs[name]), factor)
     path = Path(detector.__file__).parent / "yunet" / detector.MODEL_FILE
-    oracle = cv2.FaceDetectorYN.create(str(path), "", (image.shape[1], image.shape[0]), 0.6, detector.NMS_IOU, detector.MOST_FACES)
+    oracle = cv2.FaceDetectorYN.create(str(path), "", (image.shape[1], image.shape[0]), 0.6, detector.NMS_IOU, detector.MAX_FACES)
     expected = oracle.detect(image)[1]
     found, _ = FaceDetector(640, 0.6).detect(image)
     assert len(found) == len(expected) == 1

@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
+from PIL import ImageOps
 
 from fer_ray.errors import ImageError, StorageError
 from fer_ray.io.inputs import read_image_named
@@ -15,6 +16,7 @@ from fer_ray.label.publish import table_file
 from fer_ray.label.run import Run
 from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
+from fer_ray.vision.draw import Box, draw_faces
 
 TILE = 480  # pixels of an image's square
 
@@ -54,18 +56,11 @@ def _tile(pixels: UInt8Array, scale: float, faces: list[dict[str, Any]]) -> UInt
     """An image on a square of TILE pixels with its faces marked."""
     factor = TILE / max(pixels.shape[:2])
     size = (max(1, round(pixels.shape[1] * factor)), max(1, round(pixels.shape[0] * factor)))
-    tile = np.full((TILE, TILE, 3), 255, np.uint8)
-    shown = tile[: size[1], : size[0]]
-    shown[:] = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    for face in faces:
-        left, top, width, height = (round(face[f"bbox_{part}"] / scale * factor) for part in ("x", "y", "width", "height"))
-        cv2.rectangle(shown, (left, top), (left + width, top + height), (60, 220, 60), 2)
-        text = f"{face['emotion']} {face['confidence']:.0%}"
-        (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.6, 1)
-        x, y = max(0, min(left, size[0] - text_width - 4)), max(top, text_height + 8)
-        cv2.rectangle(shown, (x, y - text_height - 8), (x + text_width + 4, y), (60, 220, 60), cv2.FILLED)
-        cv2.putText(shown, text, (x + 2, y - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (0, 0, 0), 1, cv2.LINE_AA)
-    return tile
+    shown = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)[..., ::-1], np.uint8)
+    boxes = [[round(face[f"bbox_{part}"] / scale * factor) for part in ("x", "y", "width", "height")] for face in faces]
+    found = [Box((x, y, w, h), face["emotion"], face["confidence"]) for (x, y, w, h), face in zip(boxes, faces, strict=True)]
+    tile = np.asarray(ImageOps.pad(draw_faces(shown, found), (TILE, TILE), color="white", centering=(0, 0)))
+    return np.ascontiguousarray(tile[..., ::-1])
 
 
 def _sheet(tiles: list[UInt8Array]) -> UInt8Array:
