@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,6 @@ class LabelBatches:
         return values.to_pylist()  # type: ignore[no-any-return]
 
     def _source(self, cell: Any) -> Source:
-        if cell is None:
+        if cell is None or (isinstance(cell, float) and math.isnan(cell)):  # what data frames make of None
             return ImageError(Status.UNREADABLE, f"The row has no image in the column {self.column}.")
         return source_of(cell, self.labeler.options.max_file_megabytes, f"An image of the column {self.column}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 import time
@@ -232,6 +233,7 @@ def load_model(model: str, flip: bool, threads: int | None = None) -> bundle.Bun
     if threads:
         import tensorflow as tf
 
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        with contextlib.suppress(RuntimeError):  # somebody's TensorFlow is at work in this process already: it keeps its threads
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
     return bundle.load(bundle.resolve(model), flip)
