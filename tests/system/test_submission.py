@@ -104,7 +104,7 @@ def test_a_stopped_job_ends_soon_leaves_nothing_running_and_goes_on_when_submitt
     head.kill(head.nodes[0])
     wait_for(lambda: head.info("again")["status"] in ("SUCCEEDED", "FAILED"), head, "again")
     assert json.loads(head.logs("again")[-1])["images_total"] == IMAGES
-    assert [log for log in head.logs("again") if log.startswith("going on: ")]
+    assert [log for log in head.logs("again") if " resuming: " in log]
     assert rows(tmp_path / "out", "SELECT count(*), count(DISTINCT image_uri) FROM {images} WHERE status = 'ok'") == [(IMAGES, IMAGES)]
     assert rows(tmp_path / "out", "SELECT count(*), count(DISTINCT image_uri) FROM {faces}") == [(IMAGES, IMAGES)]
 
