@@ -90,7 +90,7 @@ class NoLabeler:
         self.model_version, self.stage_seconds = run.model_version, dict[str, float]()
         self.faces = [draw_face(random.Random(seed)) for seed in range(FACES)]
 
-    def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]:
+    def label_entries(self, entries: Sequence[ImageEntry], sandboxed: bool) -> list[LabeledImage]:
         return [self.answer(entry) for entry in entries]
 
     def answer(self, entry: ImageEntry) -> LabeledImage:

@@ -252,10 +252,10 @@ class WaitingLabeler(NoLabeler):
         self.node = ray.get_runtime_context().get_node_id()
         start.wait()
 
-    def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]:
+    def label_entries(self, entries: Sequence[ImageEntry], sandboxed: bool) -> list[LabeledImage]:
         with self.start.cpu(self.node):
             time.sleep(len(entries) * self.seconds_per_image)
-        return super().label_entries(entries, suspicious)
+        return super().label_entries(entries, sandboxed)
 
 
 class Meter:

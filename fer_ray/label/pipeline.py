@@ -54,7 +54,7 @@ class EntryLabeler(Protocol):
     @property
     def stage_seconds(self) -> Mapping[str, float]: ...  # spent so far, by stage
 
-    def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]: ...
+    def label_entries(self, entries: Sequence[ImageEntry], sandboxed: bool) -> list[LabeledImage]: ...
 
 
 def label_to_staging(
@@ -67,17 +67,18 @@ def label_to_staging(
     """Label the images of the parts and leave one file for each part in staging, which makes the part finished.
 
     Args:
-        run: The run.
-        plan: Its plan.
-        parts: Those that are not finished.
-        report_progress: Called every second with the counts so far (images, faces, failed) and the number of images.
-        make_labeler: What labels, made in each process; by default the run's model.
+        run: What is labeled, how, and where to.
+        plan: The plan of the run.
+        parts: Those of its parts that are not finished.
+        report_progress: Called every second, once a process is ready, with the counts so far (images, faces, failed) and the
+            number of images.
+        make_labeler: Makes what labels in each process; the real one by default.
 
     Returns:
-        The seconds since the first process had loaded its labeler, so that the rate leaves start-up out.
+        The seconds that labeling took, from the moment when the first process was ready: start-up is left out.
 
     Raises:
-        StorageError: the store, the disk or the model stopped the run.
+        StorageError: a store cannot be used, or the model changed since the run was planned.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -88,12 +89,12 @@ def label_to_staging(
     cpus = cluster_cpus()
     workers = min(run.config.workers or cpus, len(parts) if may_grow() else cpus, len(parts))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    progress = ray.remote(num_cpus=0, scheduling_strategy=here)(Progress).remote()
+    tally = ray.remote(num_cpus=0, scheduling_strategy=here)(Tally).remote()
 
     models = None if make_labeler else start_models(run)
     images = sum(part.rows for part in parts)
     blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // MIN_IMAGES_PER_TASK, MAX_TASKS)))
-    step = LabelParts(run, plan, progress, make_labeler or functools.partial(FetchingLabeler, models))
+    step = LabelParts(run, plan, tally, make_labeler or functools.partial(FetchingLabeler, models))
     dataset = ray.data.from_items([vars(part) for part in parts], override_num_blocks=blocks).map_batches(
         step,
         batch_size=None,
@@ -106,14 +107,15 @@ def label_to_staging(
     consuming: Future[None] = Future()
     threading.Thread(target=_consume, args=(dataset, consuming), daemon=True).start()
     while not wait([consuming], timeout=PROGRESS_SECONDS).done:
-        report_progress(ray.get(progress.read.remote()), images)
-    if consuming.exception() and (reason := ray.get(progress.why_failed.remote())):
+        counts, seconds = ray.get(tally.read.remote())
+        if seconds is not None:
+            report_progress(counts, images)
+    if consuming.exception() and (reason := ray.get(tally.why_failed.remote())):
         raise StorageError(reason) from consuming.exception()
     consuming.result()
-    seconds = time.time() - float(ray.get(progress.read_start.remote()))
     if models and (lost := models.lost()):
         LOGGER.warning("%d of %d GPUs were lost on the way; the others or the CPUs did their part.", lost, len(models.actors))
-    return seconds
+    return float(ray.get(tally.read.remote())[1] or 0.0)
 
 
 def _consume(dataset: ray.data.Dataset, consuming: Future[None]) -> None:
@@ -126,29 +128,30 @@ def _consume(dataset: ray.data.Dataset, consuming: Future[None]) -> None:
         consuming.set_exception(error)
 
 
-class Progress:
-    """Counts what the labeling processes have done, for display only, how often each part was begun, and why one gave up."""
+class Tally:
+    """Counts what the labeling processes have done and since when, how often each part was begun, and why one gave up."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.starts: Counter[int] = Counter()
         self.reason = ""
-        self.began = time.time()
+        self.first_ready: float | None = None
+        self.last_done = 0.0
+
+    def ready(self) -> None:
+        self.first_ready = self.first_ready or time.monotonic()
 
     def start(self, first_row: int) -> int:
-        if not self.starts:
-            self.began = time.time()
         self.starts[first_row] += 1
         return self.starts[first_row]
 
     def add(self, counts: dict[str, int]) -> None:
         self.counts.update(counts)
+        self.last_done = time.monotonic()
 
-    def read(self) -> Counter[str]:
-        return self.counts
-
-    def read_start(self) -> float:
-        return self.began
+    def read(self) -> tuple[Counter[str], float | None]:
+        """The counts, and the seconds from the first process that was ready to the last images; None while none is ready."""
+        return self.counts, None if self.first_ready is None else max(0.0, self.last_done - self.first_ready)
 
     def fail(self, reason: str) -> None:
         self.reason = reason
@@ -165,8 +168,8 @@ class LabelParts:
     is written, which waits for the disk or the store, the next is labeled.
     """
 
-    def __init__(self, run: Run, plan: Plan, progress: Any, make_labeler: Callable[[Run], EntryLabeler]) -> None:
-        self.run, self.plan, self.progress, self.make_labeler = run, plan, progress, make_labeler
+    def __init__(self, run: Run, plan: Plan, tally: Any, make_labeler: Callable[[Run], EntryLabeler]) -> None:
+        self.run, self.plan, self.tally, self.make_labeler = run, plan, tally, make_labeler
         self.provenance = {
             "model_version": run.model_version,
             "detector_version": run.config.labeling.detector_version,
@@ -176,6 +179,7 @@ class LabelParts:
     def __call__(self, rows: pa.Table) -> pa.Table:
         with self._reported(), ThreadPoolExecutor(1) as writer:
             process = _Process.of(self)
+            ray.get(self.tally.ready.remote())
             written: Future[bool] | None = None
             for row in rows.to_pylist():
                 part = Part(**row)
@@ -188,13 +192,14 @@ class LabelParts:
                 written = writer.submit(self.run.storage.write, target, content, replace=False)
             if written:
                 written.result()
+            ray.get(self.tally.add.remote({}))  # writing is part of labeling, and of its time
         return rows
 
     def _label_part(self, process: _Process, part: Part) -> bytes:
         """The file of a part."""
         manifest = process.read_manifest(part)
-        suspicious = ray.get(self.progress.start.remote(part.first_row)) > STARTS_BEFORE_SANDBOX
-        images = list(self._label(process, manifest, suspicious))
+        sandboxed = ray.get(self.tally.start.remote(part.first_row)) > STARTS_BEFORE_SANDBOX
+        images = list(self._label(process, manifest, sandboxed))
         with pa.BufferOutputStream() as buffer:
             pq.write_table(staging_table(manifest, images, self.provenance), buffer, compression="zstd")
             return bytes(buffer.getvalue())
@@ -205,17 +210,17 @@ class LabelParts:
         try:
             yield
         except (FerRayError, OSError) as error:
-            ray.get(self.progress.fail.remote(str(error)))
+            ray.get(self.tally.fail.remote(str(error)))
             raise
 
-    def _label(self, process: _Process, manifest: pa.Table, suspicious: bool) -> Iterator[LabeledImage]:
+    def _label(self, process: _Process, manifest: pa.Table, sandboxed: bool) -> Iterator[LabeledImage]:
         entries = [ImageEntry(**{k: v for k, v in row.items() if k != "row_number"}) for row in manifest.to_pylist()]
         for start in range(0, len(entries), self.run.config.batch_size):
             batch = entries[start : start + self.run.config.batch_size]
             faulthandler.dump_traceback_later(SECONDS_PER_BATCH, exit=True)  # a codec that hangs must not stop the night
-            images = process.labeler.label_entries(batch, suspicious)
+            images = process.labeler.label_entries(batch, sandboxed)
             faulthandler.cancel_dump_traceback_later()
-            self.progress.add.remote(_counts(images))
+            self.tally.add.remote(_counts(images))
             process.metrics.add(images, process.labeler.stage_seconds)
             yield from images
 
@@ -255,7 +260,7 @@ class _Process:
 
 
 class FetchingLabeler:
-    """Fetches images ahead and labels them; those of a part that ended its process twice go through quarantine first."""
+    """Fetches images ahead and labels them; those of a part that ended its process twice go through a sandbox first."""
 
     def __init__(self, models: ModelOnGpus | None, run: Run) -> None:
         self.config = run.config.labeling
@@ -264,9 +269,9 @@ class FetchingLabeler:
         self.model_version, self.stage_seconds = self.labeler.model_version, self.labeler.stage_seconds
         self.fetcher = Fetcher(run.storage, self.config.max_file_megabytes)
 
-    def label_entries(self, entries: Sequence[ImageEntry], suspicious: bool) -> list[LabeledImage]:
+    def label_entries(self, entries: Sequence[ImageEntry], sandboxed: bool) -> list[LabeledImage]:
         fetched = self._timed(self.fetcher.fetch(entries))
-        return self.labeler.label_sources(self._harmless(fetched) if suspicious else fetched)
+        return self.labeler.label_sources(self._survivors(fetched) if sandboxed else fetched)
 
     def _timed(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
         """Adds up the time that labeling waits for images."""
@@ -278,7 +283,7 @@ class FetchingLabeler:
                 return
             yield image
 
-    def _harmless(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
+    def _survivors(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
         kept, tried = itertools.tee(fetched)
         survived = survivors((image for image in tried if isinstance(image, bytes)), self.config)
         for image in kept:
