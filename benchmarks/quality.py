@@ -87,7 +87,7 @@ def print_emotions(labeler: Labeler, photos: Path, rows: list[dict[str, str]]) -
     images = labeler.label([photos / row["image"] for row in rows])
     right = [bool(image.faces) and image.faces[0].emotion == row["emotion"] for image, row in zip(images, rows, strict=True)]
     found = np.mean([bool(image.faces) for image in images])
-    print(f"labeled_photos: {np.mean(right):.1%} of {len(rows)} as the volunteer said, seven classes, end to end; a face in {found:.1%}")
+    print(f"labeled_photos: {np.mean(right):.1%} of {len(rows)} agree with their labels, seven classes, end to end; a face in {found:.1%}")
 
 
 def overlap(a: Box, b: Box) -> float:

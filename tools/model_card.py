@@ -70,7 +70,7 @@ def figure_lines(figures: dict[str, Any], photographs: float) -> str:
             f"| ROC AUC, one class against the rest | {values['roc_auc']:.3f} |",
             f"| ECE, 15 bins, temperature fitted on the other half | {figures['ece_held_out']:.3f} |",
             f"| NLL, Brier score | {values['nll']:.3f}, {values['brier']:.3f} |",
-            f"| photographs of a volunteer, seven classes, end to end | {photographs:.1%} |",
+            f"| labeled photographs, seven classes, end to end | {photographs:.1%} |",
         ]
     )
 
