@@ -130,9 +130,9 @@ class _Folder:
 def _read_tree(storage: Storage, uri: str, dataset: str) -> _Folder:
     """The folders below the data set's address, from one listing; what systems hide is left out."""
     root, prefix = _Folder(), uri.rstrip("/") + "/"
-    if not uri.startswith(S3) and storage.find(uri):
+    if not uri.startswith(S3) and storage.stat(uri):
         raise DatasetError(f"The data set {dataset} is a file: give its folder, unpacked, or a fer2013.csv.")
-    for entry in storage.walk(uri):
+    for entry in storage.list_files(uri):
         path = path_of_uri(entry.image_uri)
         if entry.size_bytes is None and path in (uri, prefix):
             raise DatasetError(f"The data set {dataset} is not a folder that can be listed: give --dataset the folder that holds train/.")

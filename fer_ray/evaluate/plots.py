@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 SHEET_WIDTH = 11.4
-GRID_COLUMNS, FACE_COLUMNS, FILTER_COLUMNS = 10, 10, 11
+GRID_COLUMNS = 10  # faces side by side
+FACE_COLUMNS = 10  # faces with their heat maps side by side
+FILTER_COLUMNS = 11  # feature maps side by side
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ RAW_NAME_PREFIX = "file://"
 class FolderStore:
     """Paths, or percent-encoded file:// URIs where a name is no valid text. A name stands for a whole file only."""
 
-    def walk(self, folder: str, excluded: str | None) -> Iterator[ImageEntry]:
+    def list_files(self, folder: str, excluded: str | None) -> Iterator[ImageEntry]:
         """Every file below `folder` but not below `excluded`, in the order of the bytes of the paths; memory stays flat.
 
         Links to files are followed, links to folders are not. A folder that cannot be listed is an entry of its own, so
@@ -31,7 +31,7 @@ class FolderStore:
         """
         return _walk(Path(path_of_uri(folder)), Path(path_of_uri(excluded)) if excluded else None)
 
-    def find(self, uri: str) -> ImageEntry | None:
+    def stat(self, uri: str) -> ImageEntry | None:
         """The file without its contents; None where there is none (or a folder)."""
         path = path_of_uri(uri)
         try:
@@ -109,9 +109,9 @@ class FolderStore:
         """Delete a folder with everything in it; one that is gone, or goes meanwhile, is none the less gone."""
         shutil.rmtree(path_of_uri(folder), ignore_errors=True)
 
-    def tidy(self, folder: str, before: datetime.datetime) -> None:
+    def remove_stale(self, folder: str, before: datetime.datetime) -> None:
         """Remove what killed writers left since before then."""
-        for entry in self.walk(folder, excluded=None):
+        for entry in self.list_files(folder, excluded=None):
             if Path(entry.image_uri).name.startswith(WRITING) and entry.modified_at and entry.modified_at < before:
                 Path(entry.image_uri).unlink(missing_ok=True)
 

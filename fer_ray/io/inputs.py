@@ -20,10 +20,10 @@ def list_images(storage: Storage, inputs: Iterable[str], excluded: str, indexes:
         UsageError: an input that cannot be listed.
     """
     for uri in inputs:
-        is_list = uri.lower().endswith(LISTS) and storage.find(uri)
+        is_list = uri.lower().endswith(LISTS) and storage.stat(uri)
         for entry in read_list(storage, uri) if is_list else _files(storage, uri, excluded):
             if entry.image_uri.lower().endswith(ARCHIVE):
-                found = storage.find(entry.image_uri) if is_list else entry
+                found = storage.stat(entry.image_uri) if is_list else entry
                 yield from images_in(storage, found or entry, indexes)
             else:
                 yield entry
@@ -38,7 +38,7 @@ def check_inputs(storage: Storage, inputs: Iterable[str]) -> tuple[str, ...]:
     checked = []
     for given in inputs:
         uri = absolute(given, "input")
-        if not uri.startswith(S3) and storage.find(uri) is None:
+        if not uri.startswith(S3) and storage.stat(uri) is None:
             FolderStore().check_listable(uri)
         checked.append(uri)
     return tuple(checked)
@@ -51,7 +51,7 @@ def read_image_named(storage: Storage, uri: str, max_megabytes: float) -> bytes:
         ImageError: as `Storage.read_image`.
     """
     archive = archive_of(uri)
-    if archive and storage.find(uri) is None and (found := storage.find(archive)):
+    if archive and storage.stat(uri) is None and (found := storage.stat(archive)):
         for entry in images_in(storage, found, None):
             if entry.image_uri == uri:
                 return storage.read_image(entry, max_megabytes)
@@ -60,10 +60,10 @@ def read_image_named(storage: Storage, uri: str, max_megabytes: float) -> bytes:
 
 def _files(storage: Storage, uri: str, excluded: str) -> Iterator[ImageEntry]:
     """Everything below a folder or prefix, or a single file; in S3 both may be there."""
-    found = None if uri.startswith(S3) else storage.find(uri)
+    found = None if uri.startswith(S3) else storage.stat(uri)
     if found is None:
-        yield from storage.walk(uri, excluded)
+        yield from storage.list_files(uri, excluded)
     if uri.startswith(S3) and not uri.endswith("/"):
-        found = storage.find(uri)
+        found = storage.stat(uri)
     if found:
         yield found

@@ -27,8 +27,11 @@ from fer_ray.io.signed_get import SignedGet
 from fer_ray.schema import ImageEntry
 
 SCHEME = "s3://"
-REQUEST_ATTEMPTS, BODY_ATTEMPTS, FIRST_ATTEMPTS = 8, 6, 4
-CONNECT_SECONDS, READ_SECONDS = 10, 60
+REQUEST_ATTEMPTS = 8  # of one request, by botocore
+BODY_ATTEMPTS = 6  # to read a body that breaks off
+FIRST_ATTEMPTS = 4  # before anything was ever answered: a wrong address is said soon
+CONNECT_SECONDS = 10
+READ_SECONDS = 60
 CONNECTIONS = 32
 KEYS_PER_DELETE = 1000
 
@@ -70,7 +73,7 @@ class ObjectStore:
 
     endpoint: str = ""
 
-    def walk(self, folder: str, excluded: str | None) -> Iterator[ImageEntry]:
+    def list_files(self, folder: str, excluded: str | None) -> Iterator[ImageEntry]:
         """Every object below a folder but not below `excluded`, in the order of the keys' bytes; a page of 1,000 is held at a time."""
         bucket, key = split(folder)
         prefix = key if not key or key.endswith("/") else key + "/"
@@ -82,7 +85,7 @@ class ObjectStore:
                     if skipped is None or not entry.image_uri.startswith(skipped):
                         yield entry
 
-    def find(self, uri: str) -> ImageEntry | None:
+    def stat(self, uri: str) -> ImageEntry | None:
         """The object without its contents; None where there is none."""
         bucket, key = split(uri)
         if not key:
@@ -123,7 +126,7 @@ class ObjectStore:
 
     def open(self, uri: str, read_ahead: int) -> io.BufferedReader:
         """The object as a file that is read by ranges of at least `read_ahead` bytes."""
-        found = self.find(uri)
+        found = self.stat(uri)
         if found is None:
             raise FileNotFoundError(uri)
         return io.BufferedReader(ObjectFile(self, uri, found.size_bytes or 0), read_ahead)
@@ -140,7 +143,7 @@ class ObjectStore:
         except AccessError as error:
             if replace or error.reason != "NotImplemented":
                 raise
-            return self.find(uri) is None and self.write(uri, content, replace=True)  # a store without conditional writes
+            return self.stat(uri) is None and self.write(uri, content, replace=True)  # a store without conditional writes
         return True
 
     def upload(self, path: Path, uri: str) -> None:
@@ -161,7 +164,7 @@ class ObjectStore:
         for bucket, keys in pending.items():
             self._remove(bucket, keys)
 
-    def tidy(self, folder: str, before: datetime) -> None:
+    def remove_stale(self, folder: str, before: datetime) -> None:
         """Drop the parts of uploads that began before then and never ended: nobody sees them and somebody pays for them."""
         bucket, key = split(folder)
         with _explained(folder, "tidied"):

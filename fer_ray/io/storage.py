@@ -39,13 +39,13 @@ class Storage:
 
         return ObjectStore(self.s3_endpoint)
 
-    def walk(self, folder: str, excluded: str | None = None) -> Iterator[ImageEntry]:
+    def list_files(self, folder: str, excluded: str | None = None) -> Iterator[ImageEntry]:
         """Every file below `folder` but not below `excluded`, in the order of their names' bytes; memory stays flat."""
-        return self._of(folder).walk(folder, excluded)
+        return self._of(folder).list_files(folder, excluded)
 
-    def find(self, uri: str) -> ImageEntry | None:
+    def stat(self, uri: str) -> ImageEntry | None:
         """What is known about a file without reading it; None where there is none."""
-        return self._of(uri).find(uri)
+        return self._of(uri).stat(uri)
 
     def read(self, uri: str, limit: float = MAX_SMALL_FILE) -> bytes:
         """A whole file of up to `limit` bytes.
@@ -69,7 +69,7 @@ class Storage:
         return self._of(uri).write(uri, content, replace)
 
     @contextmanager
-    def written_whole(self, uri: str) -> Iterator[Path]:
+    def writing(self, uri: str) -> Iterator[Path]:
         """A temporary path to write to that becomes `uri` at the end, or leaves nothing when the block raises."""
         store = self._of(uri)
         if isinstance(store, FolderStore):
@@ -96,11 +96,11 @@ class Storage:
         if isinstance(store, FolderStore):
             store.remove_folder(folder)
         else:
-            store.remove(entry.image_uri for entry in store.walk(folder, excluded=None))
+            store.remove(entry.image_uri for entry in store.list_files(folder, excluded=None))
 
-    def tidy(self, folder: str, before: datetime.datetime) -> None:
+    def remove_stale(self, folder: str, before: datetime.datetime) -> None:
         """Remove half-written files and uploads that were left before then."""
-        self._of(folder).tidy(folder, before)
+        self._of(folder).remove_stale(folder, before)
 
     def check_writable(self, folder: str) -> None:
         """Make sure that a folder can be written; leaves nothing.

@@ -34,7 +34,7 @@ def images_in(storage: Storage, archive: ImageEntry, indexes: str | None) -> Ite
                     yield from (ImageEntry(**row) for row in batch.to_pylist())
         else:
             schema = LISTING.with_metadata({"archive": _state(archive)})
-            with storage.written_whole(index) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            with storage.writing(index) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
                 for batch in as_batches(_members(storage, archive)):
                     writer.write_batch(batch)
                     yield from (ImageEntry(**row) for row in batch.to_pylist())
@@ -76,7 +76,7 @@ def _state(archive: ImageEntry) -> str:
 
 def _is_of(storage: Storage, index: str, archive: ImageEntry) -> bool:
     """Whether there is an index, and of the archive as it is now."""
-    if storage.find(index) is None:
+    if storage.stat(index) is None:
         return False
     with storage.open(index) as file:
         try:

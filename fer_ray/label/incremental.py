@@ -183,8 +183,8 @@ def _keep_failure(batches: Iterator[pa.RecordBatch], failures: list[Exception], 
 
 def published_images(storage: Storage, output: str, model_version: str) -> Iterator[pa.RecordBatch]:
     """State columns of the images that committed runs labeled with this model (not those they could not read), streaming."""
-    runs = {PurePosixPath(entry.image_uri).stem for entry in storage.walk(join(output, "runs")) if entry.size_bytes}
-    files = (entry.image_uri for entry in storage.walk(join(output, "images")) if entry.image_uri.endswith(".parquet"))
+    runs = {PurePosixPath(entry.image_uri).stem for entry in storage.list_files(join(output, "runs")) if entry.size_bytes}
+    files = (entry.image_uri for entry in storage.list_files(join(output, "images")) if entry.image_uri.endswith(".parquet"))
     for file in files:
         run_id = PurePosixPath(file).stem.rpartition("-")[0]
         if run_id in runs:

@@ -54,7 +54,7 @@ def label(config: LabelConfig, progress: Progress | None = None) -> tuple[dict[s
         LOGGER.info("The run %s is published already: nothing to do.", run.run_id)
         remove_work(run)
         row = read_run(run)
-        if run.storage.find(_page(run)) or _report(run, row):
+        if run.storage.stat(_page(run)) or _report(run, row):
             LOGGER.info(NEXT, _page(run))
     else:
         row = _execute(run, progress or LogProgress())

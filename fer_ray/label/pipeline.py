@@ -184,7 +184,7 @@ class LabelParts:
             for row in rows.to_pylist():
                 part = Part(**row)
                 target = staged_file(self.run, self.plan, part)
-                if self.run.storage.find(target) is not None:
+                if self.run.storage.stat(target) is not None:
                     continue
                 content = self._label_part(process, part)
                 if written:

@@ -89,7 +89,7 @@ def write_plan(run: Run, due: Iterable[pa.Table], counts: Counts, started_at: da
         if first is None:
             break
         with ExitStack() as stack:
-            path = stack.enter_context(run.storage.written_whole(_manifest_file(run, attempt, number)))
+            path = stack.enter_context(run.storage.writing(_manifest_file(run, attempt, number)))
             writer = stack.enter_context(pq.ParquetWriter(path, MANIFEST, compression="zstd"))
             for part in itertools.chain([first], parts):
                 rows = pa.array(range(images, images + len(part)), pa.int64())
@@ -133,7 +133,7 @@ def staged_file(run: Run, plan: Plan, part: Part) -> str:
 
 def unfinished(run: Run, plan: Plan, parts: Iterable[Part]) -> list[Part]:
     """The parts that are not staged yet."""
-    finished = {PurePosixPath(entry.image_uri).name for entry in run.storage.walk(join(run.staging, plan.attempt))}
+    finished = {PurePosixPath(entry.image_uri).name for entry in run.storage.list_files(join(run.staging, plan.attempt))}
     return [part for part in parts if part.name not in finished]
 
 

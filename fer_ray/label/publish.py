@@ -54,7 +54,7 @@ def write_tables(run: Run, plan: Plan, parts: Sequence[Part]) -> Counter[str]:
     counts: Counter[str] = Counter()
     number = parts[0].file
     with ExitStack() as stack:
-        paths = [stack.enter_context(run.storage.written_whole(table_file(run, table, number))) for table in ("images", "faces")]
+        paths = [stack.enter_context(run.storage.writing(table_file(run, table, number))) for table in ("images", "faces")]
         with _writer(paths[0], IMAGES) as image_writer, _writer(paths[1], FACES) as face_writer:
             for rows in _verified(run, plan, parts):
                 faces = _flat_faces(rows)
@@ -68,7 +68,7 @@ def write_tables(run: Run, plan: Plan, parts: Sequence[Part]) -> Counter[str]:
 def commit(run: Run, row: dict[str, Any]) -> None:
     """Write the run's row into `runs`, which makes its tables count, and remove the work that led to it."""
     write_views(run.storage, run.output)
-    with run.storage.written_whole(run.commit_file) as file:
+    with run.storage.writing(run.commit_file) as file:
         pq.write_table(pa.Table.from_pylist([row], schema=RUNS), file, compression="zstd")
     remove_work(run)
 
@@ -82,7 +82,7 @@ def clean_up(run: Run, keep_days: float) -> list[str]:
     last_touched: dict[str, datetime.datetime] = {}
     for kind in ("_manifest", "_staging"):
         folder = join(run.output, kind)
-        for entry in run.storage.walk(folder):
+        for entry in run.storage.list_files(folder):
             inside = PurePosixPath(entry.image_uri[len(folder) :].lstrip("/"))
             if len(inside.parts) > 1 and entry.modified_at:
                 last_touched[inside.parts[0]] = max(entry.modified_at, last_touched.get(inside.parts[0], entry.modified_at))
@@ -95,7 +95,7 @@ def clean_up(run: Run, keep_days: float) -> list[str]:
             remove_work(other)
             remove_stray_tables(other, 0)
             removed.append(run_id)
-    run.storage.tidy(run.output, before)
+    run.storage.remove_stale(run.output, before)
     return removed
 
 
@@ -103,7 +103,7 @@ def remove_stray_tables(run: Run, files: int) -> None:
     """Remove what an earlier plan of this run published in part: files beyond the first `files`, and those of other dates."""
     wanted = {table_file(run, table, number) for table in ("images", "faces") for number in range(files)}
     for table in ("images", "faces"):
-        for entry in run.storage.walk(join(run.output, table)):
+        for entry in run.storage.list_files(join(run.output, table)):
             name = PurePosixPath(entry.image_uri)
             if name.suffix == ".parquet" and name.stem.rpartition("-")[0] == run.run_id and entry.image_uri not in wanted:
                 run.storage.remove(entry.image_uri)

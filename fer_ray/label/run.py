@@ -70,7 +70,7 @@ class Run:
         return join(self.output, "runs", f"{self.run_id}.parquet")
 
     def is_published(self) -> bool:
-        return self.storage.find(self.commit_file) is not None
+        return self.storage.stat(self.commit_file) is not None
 
 
 def identify(config: LabelConfig) -> Run:
@@ -116,7 +116,7 @@ def name_run(unnamed: Run) -> Run:
 
 def _plans(unnamed: Run) -> Iterator[tuple[str, Plan]]:
     """The plans in the output that read, by their run ids."""
-    for entry in unnamed.storage.walk(join(unnamed.output, "_manifest")):
+    for entry in unnamed.storage.list_files(join(unnamed.output, "_manifest")):
         path = PurePosixPath(entry.image_uri)
         if path.name == PLAN_FILE:
             run = dataclasses.replace(unnamed, run_id=path.parent.name)

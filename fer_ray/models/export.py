@@ -102,7 +102,7 @@ def _check_output(storage: Storage, output: str, format_name: str) -> None:
 def _is_taken(storage: Storage, output: str, format_name: str) -> bool:
     if not output.startswith(S3):
         return os.path.lexists(output)
-    return storage.find(join(output, SAVEDMODEL_MAIN_FILE) if format_name == SAVEDMODEL else output) is not None
+    return storage.stat(join(output, SAVEDMODEL_MAIN_FILE) if format_name == SAVEDMODEL else output) is not None
 
 
 def _sidecar(output: str) -> str:

@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e7eb"
-BLUE, ORANGE, RED = "#2b6cb0", "#dd7a1d", "#c0392b"
+INK = "#1f2933"
+MUTED = "#6b7785"
+GRID = "#e4e7eb"
+BLUE = "#2b6cb0"
+ORANGE = "#dd7a1d"
+RED = "#c0392b"
 MODEL_COLORS = (BLUE, ORANGE, "#2f855a", "#805ad5", "#b7791f", "#319795")
-DPI, NAME_LENGTH = 110, 18
+DPI = 110  # dots per inch: sharp on a page, small as a file
+NAME_LENGTH = 18  # letters that fit below a face
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,

@@ -19,8 +19,12 @@ from fer_ray.io.storage import Storage, join
 from fer_ray.models.metrics import LESS_IS_BETTER
 
 TRIALS_FILE = "trials.parquet"
-COMPLETED, STOPPED, PRUNED, FAILED = "completed", "stopped", "pruned", "failed"
-MAX_BYTES, MAX_ROWS = 256 << 20, 2_000_000
+COMPLETED = "completed"
+STOPPED = "stopped"
+PRUNED = "pruned"
+FAILED = "failed"
+MAX_BYTES = 256 << 20  # of a table of trials, which comes from strangers too
+MAX_ROWS = 2_000_000  # of the same: a trial and an epoch each
 
 
 def _column(name: str, kind: pa.DataType, meaning: str, nullable: bool = True) -> pa.Field:

@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 
     from fer_ray.tune.space.search_space import Settings, Space
 
-SETTINGS, SEED_INDEX = "settings_json", TRIAL_INDEX  # the keys of what Tune calls a configuration
-EPOCH, COST = "epoch", "multiply_adds"
+SETTINGS = "settings_json"  # a key of what Tune calls a configuration
+SEED_INDEX = TRIAL_INDEX  # another
+EPOCH = "epoch"
+COST = "multiply_adds"
 COMPARABLE = "comparable_epoch"  # what population based training goes by: the epoch, but for the last one
 # After two epochs, with the learning rate still rising, slow starters that end best are stopped, and TPE learns from it to avoid them.
-REDUCTION, GRACE_EPOCHS, RANDOM_TRIALS = 3, 3, 7
+GRACE_EPOCHS = 3
+REDUCTION = 3  # of three trials, the best one goes on
+RANDOM_TRIALS = 7  # before TPE proposes
 # What may change in the middle of a training: the weights and the optimizer's state go on fitting.
 CHANGEABLE = {
     *AugmentationConfig.__dataclass_fields__,

@@ -56,7 +56,7 @@ def test_odd_names_are_listed_in_the_order_of_their_bytes_and_read_back(tmp_path
     Path(os.fsdecode(raw)).write_bytes(b"raw")
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "images.parquet").touch()
-    entries = list(Storage().walk(str(tmp_path), excluded=str(tmp_path / "tables")))
+    entries = list(Storage().list_files(str(tmp_path), excluded=str(tmp_path / "tables")))
     uris = [entry.image_uri for entry in entries]
     assert uris[:-1] == sorted((str(tmp_path / name) for name in ODD_NAMES), key=os.fsencode)
     assert [Storage().read(uri) for uri in uris[:-1]] == [contents[os.path.relpath(uri, tmp_path)] for uri in uris[:-1]]
@@ -73,16 +73,16 @@ def test_odd_keys_of_more_than_one_page_are_listed_in_order_and_read_back(
     for key in [*ODD_KEYS, *MANY, "tables/images.parquet"]:
         client.put_object(Bucket=bucket, Key=f"in/{key}", Body=key.encode())
     store = Storage(s3_server.endpoint)
-    entries = list(store.walk(f"s3://{bucket}/in", excluded=f"s3://{bucket}/in/tables"))
+    entries = list(store.list_files(f"s3://{bucket}/in", excluded=f"s3://{bucket}/in/tables"))
     found = [entry.image_uri.removeprefix(f"s3://{bucket}/in/") for entry in entries]
     assert found == sorted([*ODD_KEYS, *MANY], key=str.encode)
     assert all(entry.etag and '"' not in entry.etag and entry.modified_at and entry.size_bytes is not None for entry in entries)
     for key in ODD_KEYS:
         assert store.read(f"s3://{bucket}/in/{key}") == key.encode()
-        assert store.find(f"s3://{bucket}/in/{key}") is not None
-    assert [entry.image_uri for entry in store.walk(f"s3://{bucket}/in/many/000")] == []
+        assert store.stat(f"s3://{bucket}/in/{key}") is not None
+    assert [entry.image_uri for entry in store.list_files(f"s3://{bucket}/in/many/000")] == []
     store.remove_folder(f"s3://{bucket}/in/many")
-    assert len(list(store.walk(f"s3://{bucket}/in"))) == len(ODD_KEYS) + 1
+    assert len(list(store.list_files(f"s3://{bucket}/in"))) == len(ODD_KEYS) + 1
 
 
 def test_what_cannot_be_read_is_an_entry_and_a_status(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_what_cannot_be_read_is_an_entry_and_a_status(tmp_path: Path) -> None:
     (tmp_path / "broken link").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "large").write_bytes(bytes(2_000_000))
-    entries = {Path(entry.image_uri).name: entry for entry in Storage().walk(str(tmp_path))}
+    entries = {Path(entry.image_uri).name: entry for entry in Storage().list_files(str(tmp_path))}
     assert sorted(entries) == ["broken link", "large", "pipe"]
     for name, status in {"pipe": Status.UNREADABLE, "broken link": Status.UNREADABLE, "large": Status.TOO_LARGE}.items():
         with pytest.raises(ImageError) as caught:
@@ -113,7 +113,7 @@ def test_an_object_that_cannot_be_had_is_a_status_and_wrong_credentials_are_the_
     wrong = Storage(s3_server.endpoint + "/")  # another address, so another client
     for use in (
         lambda: wrong.read_image(ImageEntry(f"s3://{bucket}/large.jpg", None, None), 10),
-        lambda: list(wrong.walk(f"s3://{bucket}")),
+        lambda: list(wrong.list_files(f"s3://{bucket}")),
         lambda: wrong.write(f"s3://{bucket}/new", b""),
     ):
         with pytest.raises(StorageError, match=r"refuses the credentials .*SignatureDoesNotMatch.*check the AWS") as refused:
@@ -128,7 +128,7 @@ def test_a_store_that_fails_now_and_then_is_read_and_written_in_full(s3_server: 
         contents = {f"s3://{bucket}/{n:02d}": os.urandom(30_000) for n in range(40)}
         with ThreadPoolExecutor(8) as threads:
             assert all(threads.map(store.write, contents, contents.values()))
-            assert [entry.image_uri for entry in store.walk(f"s3://{bucket}")] == list(contents)
+            assert [entry.image_uri for entry in store.list_files(f"s3://{bucket}")] == list(contents)
             assert list(threads.map(store.read, contents)) == list(contents.values())
         assert set(proxy.faults) == {"503", "500", "slow", "cut"}
     finally:
@@ -152,7 +152,7 @@ def test_an_endpoint_that_never_answers_is_asked_once(s3_server: S3Server, monke
     with socket.create_server(("127.0.0.1", 0)) as silent:
         store = Storage(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(AccessError, match=r"cannot be read \(ReadTimeoutError\): check the endpoint"):
-            store.find("s3://b-1/key")
+            store.stat("s3://b-1/key")
         silent.settimeout(0.1)
         silent.accept()
         with pytest.raises(TimeoutError):
@@ -162,11 +162,11 @@ def test_an_endpoint_that_never_answers_is_asked_once(s3_server: S3Server, monke
 def test_a_store_that_answered_once_is_waited_for(s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     proxy = FaultyProxy(s3_server.endpoint)
     store, waits = Storage(proxy.endpoint), list[float]()
-    assert store.find(f"s3://{bucket}/key") is None
+    assert store.stat(f"s3://{bucket}/key") is None
     proxy.stop()
     monkeypatch.setattr(botocore.endpoint, "time", SimpleNamespace(sleep=waits.append))
     with pytest.raises(AccessError, match=r"EndpointConnectionError.*check the endpoint"):
-        store.find(f"s3://{bucket}/key")
+        store.stat(f"s3://{bucket}/key")
     assert len(waits) == 7, "about a minute"
 
 
@@ -178,7 +178,7 @@ address = sys.argv[1]
 store.check_writable(address)
 store.write(f"{address}/one", b"1")
 store.write(f"{address}/two", b"2")
-print([entry.image_uri for entry in store.walk(address)], store.read(f"{address}/one"), store.read(f"{address}/two"))
+print([entry.image_uri for entry in store.list_files(address)], store.read(f"{address}/one"), store.read(f"{address}/two"))
 """
 
 
@@ -215,14 +215,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Stor
 def test_a_failed_write_leaves_no_file_under_the_name(place: tuple[Storage, str]) -> None:
     store, folder = place
     target = join(folder, "table.parquet")
-    with pytest.raises(RuntimeError), store.written_whole(target) as file:
+    with pytest.raises(RuntimeError), store.writing(target) as file:
         file.write_text("half")
         raise RuntimeError
-    assert store.find(target) is None
-    with store.written_whole(target) as file:
+    assert store.stat(target) is None
+    with store.writing(target) as file:
         file.write_text("whole")
     assert store.read(target) == b"whole"
-    assert [entry.image_uri for entry in store.walk(folder)] == [target]
+    assert [entry.image_uri for entry in store.list_files(folder)] == [target]
 
 
 def test_of_two_writers_of_one_name_the_first_stays(place: tuple[Storage, str]) -> None:
@@ -244,7 +244,7 @@ def test_places_that_cannot_be_used_are_named(tmp_path: Path, s3_server: S3Serve
     s3_server.client().create_bucket(Bucket="readonly")
     uses: dict[str, Callable[[], object]] = {
         "file is no folder": lambda: store.check_writable(str(tmp_path / "file" / "output")),
-        "bucket of s3://missing/x does not exist": lambda: list(store.walk("s3://missing/x")),
+        "bucket of s3://missing/x does not exist": lambda: list(store.list_files("s3://missing/x")),
         "s3://readonly/.* cannot be written .AccessDenied": lambda: store.check_writable("s3://readonly/tables"),
     }
     for complaint, use in uses.items():

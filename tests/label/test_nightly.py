@@ -38,7 +38,7 @@ def rows(output: Path, sql: str) -> list[tuple[Any, ...]]:
 
 
 def copy_out(store: Storage, folder: str, target: Path) -> Path:
-    for entry in store.walk(folder):
+    for entry in store.list_files(folder):
         file = target / entry.image_uri.removeprefix(folder + "/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(store.read(entry.image_uri))

@@ -23,7 +23,7 @@ import fer_ray
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"
 MACHINES = {"m7i.xlarge": (4, 0), "c7i.4xlarge": (16, 0), "g6.2xlarge": (8, 1)}  # CPUs and GPUs, as AWS lists them
-MOST_MEGABYTES = 15
+MAX_MEGABYTES = 15
 PYTHON = "py311"  # of `make .venv/ready`, with which constraints.txt was made
 
 
@@ -59,7 +59,7 @@ def uploaded(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_the_upload_is_small_and_holds_what_a_job_needs_and_nothing_else(uploaded: zipfile.ZipFile) -> None:
     names = uploaded.namelist()
-    assert sum(file.file_size for file in uploaded.infolist()) < MOST_MEGABYTES * 1e6
+    assert sum(file.file_size for file in uploaded.infolist()) < MAX_MEGABYTES * 1e6
     assert {name.split("/")[0] for name in names} == {"fer_ray", "jobs", "constraints.txt", "runtime-env.yaml"}
     tracked = subprocess.run(["git", "ls-files", "fer_ray", "jobs"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {name for name in names if name.startswith(("fer_ray/", "jobs/"))} >= set(tracked.stdout.split())

@@ -108,10 +108,10 @@ def read_earlier_runs(run: Run, row: Mapping[str, Any]) -> list[RunAggregates]:
     Of the newest reports only, and only runs that left their sums: those that were committed before there were reports
     do not count.
     """
-    committed = {PurePosixPath(entry.image_uri).stem for entry in run.storage.walk(join(run.output, "runs"))} - {run.run_id}
+    committed = {PurePosixPath(entry.image_uri).stem for entry in run.storage.list_files(join(run.output, "runs"))} - {run.run_id}
     found = [
         (entry.modified_at.timestamp() if entry.modified_at else 0.0, entry.image_uri)
-        for entry in run.storage.walk(join(run.output, "reports"))
+        for entry in run.storage.list_files(join(run.output, "reports"))
         if PurePosixPath(entry.image_uri).name == AGGREGATES_FILE and PurePosixPath(entry.image_uri).parent.name in committed
     ]
     newest = [uri for _, uri in sorted(found, reverse=True)[:MAX_RUNS]]

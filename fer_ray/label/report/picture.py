@@ -41,7 +41,7 @@ def _first_faces(run: Run, max_images: int) -> dict[str, list[dict[str, Any]]]:
     faces: dict[str, list[dict[str, Any]]] = {}
     columns = ["image_uri", "bbox_x", "bbox_y", "bbox_width", "bbox_height", "emotion", "confidence"]
     file = table_file(run, "faces", 0)
-    if run.storage.find(file) is None:
+    if run.storage.stat(file) is None:
         return faces
     with run.storage.open(file, read_ahead=1 << 16) as opened:
         for batch in pq.ParquetFile(opened).iter_batches(1024, columns=columns):

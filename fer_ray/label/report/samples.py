@@ -19,10 +19,14 @@ from fer_ray.label.run import Run
 from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
 
-SIDE, MARGIN, JPEG_QUALITY = 96, 0.2, 80
+SIDE = 96  # pixels of a sample face
+MARGIN = 0.2  # of the face's side, around it
+JPEG_QUALITY = 80
 ENOUGH_PIXELS = 1600
-MAX_MEGABYTES, MAX_MEGAPIXELS = 32.0, 40.0
-READERS, SECONDS = 4, 30.0
+MAX_MEGABYTES = 32.0  # of an image that is read again for a sample
+MAX_MEGAPIXELS = 40.0  # of the same
+READERS = 4  # images that are read at a time
+SECONDS = 30.0  # for all samples together
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def _read(run: Run, row: Mapping[str, Any]) -> tuple[FaceSample | None, bytes]:
     """The sample and a hash of the image; no sample where it changed since."""
     uri, limits = row["image_uri"], run.config.labeling
     archive = archive_of(uri)
-    state = run.storage.find(uri) or (run.storage.find(archive) if archive else None)
+    state = run.storage.stat(uri) or (run.storage.stat(archive) if archive else None)
     if state is None or (state.modified_at and state.modified_at > row["labeled_at"]):
         return None, b""
     content = read_image_named(run.storage, uri, min(limits.max_file_megabytes, MAX_MEGABYTES))

@@ -82,7 +82,7 @@ def read_batches(run: Run, table: str, columns: Sequence[str]) -> Iterator[pa.Re
 def _files(run: Run, table: str) -> Iterator[pq.ParquetFile]:
     for number in itertools.count():
         file = table_file(run, table, number)
-        if run.storage.find(file) is None:
+        if run.storage.stat(file) is None:
             return
         with run.storage.open(file) as opened:
             yield pq.ParquetFile(opened)

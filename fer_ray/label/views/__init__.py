@@ -102,7 +102,7 @@ def _render(template: str, **values: object) -> str:
 
 def _first_run_date(storage: Storage, output: str) -> str:
     """The oldest run date that has images: names are listed in order, so the first tells."""
-    first = next(storage.walk(join(output, "images")), None)
+    first = next(storage.list_files(join(output, "images")), None)
     found = re.search(r"/run_date=(\d{4}-\d\d-\d\d)/[^/]*$", first.image_uri) if first else None
     return found[1] if found else NO_RUN_DATE
 

@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-CONSTANT, CHOICE, UNIFORM, LOG, INTEGER, LOG_INTEGER = "constant", "choice", "uniform", "log", "integer", "log_integer"
+CONSTANT = "constant"
+CHOICE = "choice"
+UNIFORM = "uniform"
+LOG = "log"
+INTEGER = "integer"
+LOG_INTEGER = "log_integer"
 RANGES = (UNIFORM, LOG, INTEGER, LOG_INTEGER)
 DIGITS = 6
-GRID_STEPS, RESAMPLED = 9, 0.2  # of a variation
+GRID_STEPS = 9  # of a range that is varied
+RESAMPLED = 0.2  # share of the variations that are drawn anew
 
 
 class Trial(Protocol):

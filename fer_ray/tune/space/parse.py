@@ -15,8 +15,10 @@ from fer_ray.config.options import OptionSpec
 from fer_ray.errors import UsageError
 from fer_ray.tune.space.parameter import CHOICE, CONSTANT, RANGES, Parameter
 
-WHEN, STEP = "when", "step"
-MAX_CHOICES, MAX_ALTERNATIVES = 100, 20
+WHEN = "when"
+STEP = "step"
+MAX_CHOICES = 100  # values of a choice
+MAX_ALTERNATIVES = 20  # cases of a setting
 _MAX_NUMBER = 1e15
 _FORM = "{choice: [a, b]}, or {uniform: [low, high]}, or log, integer or log_integer instead of uniform"
 

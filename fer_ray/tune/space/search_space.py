@@ -22,7 +22,8 @@ from fer_ray.tune.space.parse import SpaceFile
 SPACES = ("compact", "classic")
 MAX_BYTES = 1 << 20
 # Draws that check a space: for each value some tries to reach it, and on top of that some at random for combinations.
-_TRIES, _RANDOM_DRAWS = 300, 500
+_TRIES = 300
+_RANDOM_DRAWS = 500
 
 Settings = dict[str, Any]
 
