@@ -36,7 +36,7 @@ def connect(dashboard: bool = False) -> None:
         if os.environ.get(_ADDRESS):
             ray.init(**quiet)
         else:
-            start_with_retries(lambda: _start_with_known_address(quiet) if dashboard else ray.init(**quiet))
+            start_with_retries(lambda: start_with_known_address(quiet) if dashboard else ray.init(**quiet))
     except Exception as error:  # Ray raises many kinds, bare ones too
         where = os.environ.get(_ADDRESS)
         what = f"The Ray cluster at {where} cannot be joined" if where else "Ray could not be started on this machine"
@@ -70,7 +70,7 @@ def start_with_retries(start: Callable[[], object]) -> None:
                 process.kill()
 
 
-def _start_with_known_address(options: dict[str, object]) -> None:
+def start_with_known_address(options: dict[str, object]) -> None:
     """Start a local cluster whose processes know its address.
 
     Ray Train asks the dashboard which trainings are dead, to free the CPUs of a trial that was stopped; without an address, it

@@ -13,7 +13,7 @@ from faces import draw_faces
 from pictures import SHARED_DATA
 from stores import KEYS_PER_PAGE, S3Server
 
-from fer_ray.cluster import start_with_retries
+from fer_ray.cluster import start_with_known_address, start_with_retries
 from fer_ray.data import demo_photos
 from fer_ray.label.labeler import Labeler
 
@@ -41,7 +41,9 @@ def s3_server() -> Iterator[S3Server]:
 def ray_cluster(s3_server: S3Server) -> Iterator[None]:
     import ray
 
-    start_with_retries(lambda: ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR))
+    # As a search starts its own: Ray Train frees the CPUs of a trial that was stopped only where it knows the cluster's address.
+    options: dict[str, object] = {"num_cpus": 2, "include_dashboard": True, "log_to_driver": False, "logging_level": logging.ERROR}
+    start_with_retries(lambda: start_with_known_address(options))
     yield
     ray.shutdown()
 
