@@ -254,7 +254,7 @@ def _refusal(space: Space, settings: Settings) -> str | None:
 
 def to_yaml(settings: Mapping[str, Any]) -> str:
     """Flat settings as a file that `jobs/train.py --config` takes."""
-    lines = ["# A recipe that a search found: python jobs/train.py --dataset DIR --output BUNDLE --config THIS_FILE\n"]
+    lines = ["# A recipe that a search found: fer-ray train --config THIS_FILE --dataset DATA --output MODEL\n"]
     for name, value in settings.items():
         several = isinstance(value, (tuple, list))
         plain = {name: list(value) if several else value}
