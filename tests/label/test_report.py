@@ -7,6 +7,7 @@ import itertools
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from fer_ray.io.storage import Storage
 from fer_ray.label.job import label
 from fer_ray.label.report import summarize as counting
 from fer_ray.label.report.aggregates import RunAggregates, emotions_by_folder, read_earlier_runs
-from fer_ray.label.report.drift import MOVED, PSI_WATCH, measure_drift, stability_index
+from fer_ray.label.report.drift import MOVED, PSI_WATCH, WATCHED, measure_drift, stability_index
 from fer_ray.label.report.page import write_report
 from fer_ray.label.report.summarize import summarize
 from fer_ray.label.report.summary import LABELS, OTHERS
@@ -36,7 +37,8 @@ FOLDERS = ["2025/01", "2025/02", "2026/01"]
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path], ray_cluster: None) -> tuple[LabelConfig, Path]:
     """Demo photographs under names that want to be markup, labeled by the job itself; one is gone by the time of the report."""
-    root = tmp_path_factory.mktemp("archive")
+    root = tmp_path_factory.mktemp("archive") / ("a_folder_" * 20)
+    root.mkdir()
     for folder in ("plain", HOSTILE_FOLDER):
         (root / folder).mkdir()
         shutil.copy(photographs["astronaut"], root / folder / f"{HOSTILE}.png")
@@ -77,6 +79,9 @@ def test_the_report_of_a_real_run_shows_faces_and_failures_and_strangers_names_a
     assert "\u202e" not in content
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert [attributes.get("type") for tag, attributes in page.tags if tag == "script"] == ["application/json", None]
+    targets = [attributes["href"] or "" for tag, attributes in page.tags if tag == "a"]
+    assert f"file://{quote(str(night[1].parents[3] / 'plain' / 'hopper.jpg'))}" in targets, "a face leads to its image"
+    assert {target.partition(":")[0] for target in targets if target[0] not in "#."} == {"file"}
     pictures = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
     assert len(pictures) == 4, "the two photographs, among the emotions and among the least certain; copies are shown once"
     thumbnails = [Image.open(io.BytesIO(base64.b64decode(picture.removeprefix("data:image/jpeg;base64,")))) for picture in pictures]
@@ -108,6 +113,7 @@ def test_emotions_that_moved_since_earlier_runs_of_the_model_are_warned_of_and_t
     assert "The emotions have moved since 2 earlier runs of this model" in moved
     assert re.search(r"all folders together, PSI 0\.[34]\d: happy 29\N{NO-BREAK SPACE}% to 10", moved)
     assert re.search(r"2025/02, PSI 0\.[2-6]\d: happy", moved)
+    assert "../night-18/report.html" in nights["night-19"].read_text(), "the previous run is one click away"
     assert "2026-11-16" not in moved, "another model's runs are no measure"
     for alike in ("night-17", "night-18"):
         assert "The emotions" not in Page(nights[alike].read_text()).text
@@ -135,6 +141,9 @@ def test_few_faces_that_differ_by_chance_are_no_drift() -> None:
     assert sum((drift.index or 0) > PSI_WATCH for drift in drifts) > 100
     assert sum(bool(drift.level) for drift in drifts) <= 5
     assert measure_drift(samples[0], {"happy": 400, "sad": 400}).level == MOVED
+    even, beyond_chance = {"happy": 115, "sad": 85}, {"happy": 82, "sad": 118}  # chi-squared with one degree: 10.88, above 10.83
+    assert measure_drift(beyond_chance, even).level == WATCHED
+    assert measure_drift({"happy": 83, "sad": 117}, even).level == ""
 
 
 def test_folders_are_compared_only_where_an_earlier_run_tells_the_same_images_apart(nights: dict[str, Path], tmp_path: Path) -> None:
@@ -239,5 +248,12 @@ def test_a_browser_shows_the_report_without_an_error_and_its_choices_narrow_it(
 
         page.goto(nights["night-20"].as_uri())
         assert page.is_visible("text=There was nothing to label")
+
+        page.emulate_media(color_scheme="dark")
+        page.set_viewport_size({"width": 390, "height": 800})
+        for report in (night[1], *nights.values()):
+            page.goto(report.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, "a phone shows the whole width"
+            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 25, 30)"
         browser.close()
     assert troubles == []
