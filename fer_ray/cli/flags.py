@@ -1,5 +1,7 @@
-"""From flags to a configuration, through cyclopts: chosen over tyro and jsonargparse because it keeps flat names for nested classes,
-groups and metavars from annotations, and suggests the flag that was meant.
+"""From flags to a configuration, through cyclopts.
+
+tyro (with OmitArgPrefixes) has flat names and suggestions too, but answers a wrong flag with a box and ends the process itself; here
+it has to be one sentence that the caller prints. jsonargparse wants the nested names and suggested nothing.
 """
 
 from __future__ import annotations

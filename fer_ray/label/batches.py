@@ -69,10 +69,10 @@ class LabelBatches:
             raise UsageError(f"The batch has no column {self.column}, only {', '.join(map(str, names))}: name the one with the images.")
         values = batch[self.column]
         if not isinstance(values, pa.ChunkedArray):
-            return values  # type: ignore[no-any-return]
+            return values  # type: ignore[no-any-return]  # a column of whatever form the batch has
         if isinstance(values.type, pa.BaseExtensionType):  # arrays in Ray's own type
             return (cell for chunk in values.chunks for cell in chunk.to_numpy(zero_copy_only=False))
-        return values.to_pylist()  # type: ignore[no-any-return]
+        return values.to_pylist()  # type: ignore[no-any-return]  # pyarrow has no types
 
     def _source(self, cell: Any) -> Source:
         if cell is None or (isinstance(cell, float) and math.isnan(cell)):  # what data frames make of None

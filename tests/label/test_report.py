@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from browser import browsed, fits, needs_browser
 from pages import Page
 from PIL import Image
 from run_tables import write_run
@@ -200,25 +201,11 @@ def test_runs_in_an_object_store_are_reported_and_compared_there(s3_server: S3Se
     assert storage.read("s3://reports/out/reports/night-19/report.html") == nights["night-19"].read_bytes()
 
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(BROWSER is None, reason="there is no chromium or google-chrome on the path: apt-get install chromium")
+@needs_browser
 def test_a_browser_shows_the_report_without_an_error_and_its_choices_narrow_it(
     night: tuple[LabelConfig, Path], nights: dict[str, Path]
 ) -> None:
-    from playwright.sync_api import sync_playwright
-
-    troubles: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], timeout=120_000)
-        page = browser.new_page()
-        page.set_default_timeout(60_000)
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda request: troubles.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
-
-        page.goto(night[1].as_uri())
+    with browsed(night[1]) as page:
         assert HOSTILE in page.inner_text("main")
         assert page.locator(".faces figure:visible").count() == 4
         assert page.locator("img:visible").evaluate_all("all => all.every(one => one.naturalWidth > 0)")
@@ -250,10 +237,7 @@ def test_a_browser_shows_the_report_without_an_error_and_its_choices_narrow_it(
         assert page.is_visible("text=There was nothing to label")
 
         page.emulate_media(color_scheme="dark")
-        page.set_viewport_size({"width": 390, "height": 800})
         for report in (night[1], *nights.values()):
             page.goto(report.as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390, "a phone shows the whole width"
+            assert fits(page), "a phone shows the whole width"
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 25, 30)"
-        browser.close()
-    assert troubles == []
