@@ -13,8 +13,9 @@ from scale import FIRST_NIGHT, named_run, ray_apart
 
 from fer_ray.config.crop import CropGeometry
 from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
-from fer_ray.models import bundle
+from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.flops import multiply_adds
+from fer_ray.models.onnx_network import OnnxNetwork
 from fer_ray.typing import Float64Array, UInt8Array
 
 CROPS, ASKING_PROCESSES, QUESTIONS = 64, 2, 500
@@ -40,7 +41,7 @@ class Asking:
         return time.perf_counter() - began, time.process_time() - cpu
 
 
-def not_here() -> bundle.Bundle:
+def not_here() -> bundle.Bundle[OnnxNetwork]:
     raise RuntimeError("the process in the GPU's place is gone")
 
 
@@ -48,7 +49,7 @@ def ask_gpus(arguments: argparse.Namespace, scratch: Path) -> dict[str, object]:
     import ray
 
     run = named_run(scratch, scratch / "output", FIRST_NIGHT)
-    operations = 2 * sum(multiply_adds(member.network) for member in bundle.load(run.model, run.config.labeling.flip).members)
+    operations = 2 * sum(multiply_adds(member.network.model) for member in keras_bundle.load(run.model, run.config.labeling.flip).members)
     with ray_apart() as environment:
         os.environ["RAY_TMPDIR"] = environment["RAY_TMPDIR"]
         ray.init("local", include_dashboard=False, log_to_driver=False)

@@ -23,7 +23,7 @@ from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.evaluate import EvaluateConfig
 from fer_ray.data.dataset import load_dataset
 from fer_ray.evaluate.job import evaluate
-from fer_ray.models import bundle
+from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.calibration import calibrate
 
 CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def measured(name: str, data: Path, fer2013: Path, scratch: Path) -> dict[str, A
     faces = load_dataset(config, model.image_size, model.color, ("validation",)).validation
     figures["ece_held_out"] = calibrate(model.logits(faces.images), faces.labels)[1]["ece_held_out"]
     figures["megabytes"] = sum(file.stat().st_size for file in Path(bundle.resolve(name)).iterdir()) / 1e6
-    figures["parameters"] = model.members[0].network.count_params()
+    figures["parameters"] = keras_bundle.load(bundle.resolve(name)).members[0].network.model.count_params()
     return figures
 
 

@@ -110,6 +110,18 @@ _JOBS = (
         "fer_ray.models.export:export",
     ),
     Job(
+        "import-model",
+        "Make a bundle of a network that others trained, from its ONNX file.",
+        "fer_ray.config.import_model:ImportConfig",
+        "fer_ray.models.import_model:import_model",
+    ),
+    Job(
+        "upgrade",
+        "Add the ONNX networks that label to a bundle of version 0.1.",
+        "fer_ray.config.upgrade:UpgradeConfig",
+        "fer_ray.models.upgrade:upgrade",
+    ),
+    Job(
         "inspect",
         "Look at a data set: counts, findings, duplicates, a sheet of sample faces.",
         "fer_ray.config.inspect:InspectConfig",

@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from fer_ray.config.dataset import VALIDATION
 from fer_ray.config.evaluate import EvaluateConfig
-from fer_ray.config.recipe import ModelConfig
+from fer_ray.config.import_model import IMPORTED
 from fer_ray.data.dataset import Dataset, Split, load_dataset
 from fer_ray.errors import DatasetError, MissingSplitError, StorageError, UsageError
 from fer_ray.evaluate import page, plots
@@ -26,12 +27,16 @@ from fer_ray.evaluate.history import read_history
 from fer_ray.evaluate.pictures import draw_comparison, draw_pictures
 from fer_ray.evaluate.score import check_classes, in_order_of, measure, most_confident_errors
 from fer_ray.io.storage import Storage, absolute, join
-from fer_ray.models import bundle, metrics
+from fer_ray.models import bundle, keras_bundle, metrics
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.calibration import is_at_bound
+from fer_ray.models.onnx_network import OnnxNetwork
 from fer_ray.reporting.progress import Progress, make_progress
 from fer_ray.text import percent, sanitize
 from fer_ray.typing import BoolArray, Float32Array, Float64Array
+
+if TYPE_CHECKING:
+    import keras
 
 PAGE_FILE = "index.html"
 FIGURES_FILE = "evaluation.json"
@@ -147,7 +152,7 @@ def _find_models(storage: Storage, config: EvaluateConfig, copies: ExitStack) ->
         place = absolute(bundle.resolve(given), "model")
         folder = copies.enter_context(bundle.local_copy(storage, place))
         content = bundle.read_metadata(folder)
-        model = ModelConfig.from_dict(content["members"][0]["model"])
+        model = bundle.member_config(content["members"][0])
         name = _unique_name(place, [one.name for one in candidates])
         candidates.append(Candidate(given, name, place, folder, tuple(content["classes"]), (model.image_size, model.color)))
     return candidates
@@ -207,7 +212,7 @@ def _judge(storage: Storage, config: EvaluateConfig, candidate: Candidate, data:
         "most_confident_errors": most_confident_errors(probabilities, faces, loaded.classes),
         "training_curves": note or "curves.png",
     }
-    pictures = draw_pictures(content, loaded, faces, logits, config.samples, config.seed)
+    pictures = draw_pictures(content, loaded, _keras_network(candidate), faces, logits, config.samples, config.seed)
     if history is not None:
         pictures["curves.png"] = plots.draw_curves(history)
     accuracy, macro_f1 = content["figures"]["accuracy"], content["figures"]["macro_f1"]
@@ -215,7 +220,18 @@ def _judge(storage: Storage, config: EvaluateConfig, candidate: Candidate, data:
     return Evaluation(candidate.name, content, pictures, faces, probabilities)
 
 
-def _answer(model: Bundle, faces: Split, name: str, progress: Progress) -> Float32Array:
+def _keras_network(candidate: Candidate) -> keras.Model | None:
+    """The first network of the bundle in Keras, which heat maps are made of; None, with a line in the log, where it cannot be had."""
+    if find_spec("tensorflow") is None:
+        logger.info("%s: no heat maps, as TensorFlow is not installed: pip install 'fer-ray[train]' for them.", candidate.name)
+        return None
+    if IMPORTED in bundle.architectures(bundle.read_metadata(candidate.folder)):
+        logger.info("%s: no heat maps, as it was imported as ONNX.", candidate.name)
+        return None
+    return keras_bundle.load(candidate.folder).members[0].network.model
+
+
+def _answer(model: Bundle[OnnxNetwork], faces: Split, name: str, progress: Progress) -> Float32Array:
     """Logits (n, classes) of all faces."""
     progress.start(f"{name} labels {len(faces):,} faces")
     parts = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,17 +12,28 @@ from fer_ray.evaluate import gradcam, plots
 from fer_ray.evaluate.plots import Answer
 from fer_ray.models import metrics
 from fer_ray.models.bundle import Bundle
+from fer_ray.models.onnx_network import OnnxNetwork
 from fer_ray.typing import Float32Array, Float64Array
+
+if TYPE_CHECKING:
+    import keras
 
 
 def draw_pictures(
-    content: Mapping[str, Any], model: Bundle, faces: Split, logits: Float32Array, samples: int, seed: int
+    content: Mapping[str, Any],
+    model: Bundle[OnnxNetwork],
+    network: keras.Model | None,
+    faces: Split,
+    logits: Float32Array,
+    samples: int,
+    seed: int,
 ) -> dict[str, bytes]:
     """Confusion matrix, calibration, faces with answers, heat maps; those that make no sense for a model are left out.
 
     Args:
         content: what `evaluation.json` says of the model.
-        model: the model itself, for Grad-CAM and activations.
+        model: the model itself.
+        network: its first network in Keras, for Grad-CAM and activations; None where there is none.
         faces: labels and targets in the order of the model's classes.
         logits: its answers to them before calibration, (n, classes).
         samples: how many random answers to show.
@@ -40,7 +51,7 @@ def draw_pictures(
     }
     if errors:
         pictures["errors.png"] = plots.draw_answers(_answers(errors, faces, probabilities, classes))
-    return pictures | _draw_attention(model, faces, probabilities, seed)
+    return pictures if network is None else pictures | _draw_attention(network, faces, probabilities, classes, seed)
 
 
 def _answers(indices: Sequence[int], faces: Split, probabilities: Float64Array, classes: Sequence[str]) -> list[Answer]:
@@ -51,13 +62,12 @@ def _answers(indices: Sequence[int], faces: Split, probabilities: Float64Array, 
     ]
 
 
-def _draw_attention(model: Bundle, faces: Split, probabilities: Float64Array, seed: int) -> dict[str, bytes]:
+def _draw_attention(network: keras.Model, faces: Split, probabilities: Float64Array, classes: Sequence[str], seed: int) -> dict[str, bytes]:
     """Grad-CAM and first activations of the first network, for one face of each class and then any others."""
     order = np.random.default_rng(seed).permutation(len(faces))
     firsts = [int(order[np.argmax(faces.labels[order] == label)]) for label in np.unique(faces.labels)]
     sample = [*firsts, *(int(i) for i in order if i not in firsts)][: plots.FACE_COLUMNS]
-    answers = _answers(sample, faces, probabilities, model.classes)
-    network, pictures = model.members[0].network, {}
+    answers, pictures = _answers(sample, faces, probabilities, classes), {}
     heat = gradcam.heat_maps(network, faces.images[sample], probabilities[sample].argmax(axis=1))
     if heat is not None:
         pictures["gradcam.png"] = plots.draw_heat_maps(answers, heat)

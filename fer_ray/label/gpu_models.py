@@ -18,8 +18,8 @@ from fer_ray.config.crop import CropGeometry
 from fer_ray.errors import UsageError
 from fer_ray.label.run import Run
 from fer_ray.models import bundle
-from fer_ray.models.architectures import share_gpus
-from fer_ray.models.silence import load_keras
+from fer_ray.models.bundle import Bundle
+from fer_ray.models.onnx_network import Device, OnnxNetwork
 from fer_ray.text import plural
 from fer_ray.typing import Float64Array, UInt8Array
 
@@ -49,11 +49,11 @@ class ModelOnGpus:
 class RemoteModel:
     """What the labeler needs of a bundle, calculated on the GPUs; on this CPU, once none of their processes answers any more."""
 
-    def __init__(self, model: ModelOnGpus, load: Callable[[], bundle.Bundle]) -> None:
+    def __init__(self, model: ModelOnGpus, load: Callable[[], Bundle[OnnxNetwork]]) -> None:
         self.image_size, self.color, self.crop = model.image_size, model.color, model.crop
         self.classes, self.model_version = model.classes, model.model_version
         self._actors, self._load = list(model.actors), load
-        self._here: bundle.Bundle | None = None
+        self._here: Bundle[OnnxNetwork] | None = None
 
     def probabilities(self, images: UInt8Array) -> Float64Array:
         """Calibrated probabilities (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB uint8."""
@@ -70,20 +70,14 @@ class RemoteModel:
 class ModelProcess:
     """A process with (a share of) a GPU that answers for crops; it takes memory of the GPU as it needs it."""
 
-    def __init__(self, run: Run, device: str) -> None:
-        load_keras()
-        import tensorflow as tf
-
-        self.devices = tf.config.list_physical_devices(device)
-        share_gpus()
-        tf.config.experimental.enable_tensor_float_32_execution(False)  # the answers are those of CPUs
+    def __init__(self, run: Run, device: Device) -> None:
         with bundle.local_copy(run.storage, run.model) as folder:
-            self.model = bundle.load(folder, run.config.labeling.flip)
+            self.model = bundle.load(folder, run.config.labeling.flip, device=device)
 
-    def describe(self) -> tuple[Any, ...] | None:
-        """The fields of `ModelOnGpus` after the first; None where TensorFlow finds no such device."""
+    def describe(self) -> tuple[Any, ...]:
+        """The fields of `ModelOnGpus` after the first."""
         model = self.model
-        return (model.image_size, model.color, model.crop, model.classes, model.model_version) if self.devices else None
+        return model.image_size, model.color, model.crop, model.classes, model.model_version
 
     def probabilities(self, images: UInt8Array) -> Float64Array:
         return self.model.probabilities(images)
@@ -103,7 +97,7 @@ def start_models(run: Run) -> ModelOnGpus | None:
         return None
     processes = math.ceil(amount)
     kind = ray.remote(num_cpus=0, num_gpus=amount / processes, scheduling_strategy="SPREAD")(ModelProcess)
-    return gather([kind.remote(run, GPU) for _ in range(processes)], WAIT_SECONDS if wanted is None else WAIT_FOR_MACHINES_SECONDS)
+    return gather([kind.remote(run, "gpu") for _ in range(processes)], WAIT_SECONDS if wanted is None else WAIT_FOR_MACHINES_SECONDS)
 
 
 def gather(actors: Sequence[Any], seconds: float) -> ModelOnGpus | None:
@@ -132,12 +126,12 @@ def gather(actors: Sequence[Any], seconds: float) -> ModelOnGpus | None:
 def _answer(description: ray.ObjectRef) -> tuple[Any, ...] | str:
     """What the process says of its model, or why it cannot be used."""
     try:
-        description_or_none: tuple[Any, ...] | None = ray.get(description, timeout=0)
+        described: tuple[Any, ...] = ray.get(description, timeout=0)
     except ray.exceptions.GetTimeoutError:
         return "The GPUs were not free in time"
     except RayError as error:
         return f"The model could not be put on a GPU ({str(error).strip().splitlines()[-1]})"
-    return description_or_none or "TensorFlow finds no GPU where Ray has one (is `tensorflow[and-cuda]` installed there?)"
+    return described
 
 
 def _answers(actor: Any) -> bool:

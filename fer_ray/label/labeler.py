@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import sys
 import time
@@ -24,7 +23,6 @@ from fer_ray.emotions import UNKNOWN
 from fer_ray.errors import FerRayError, ImageError, UsageError
 from fer_ray.label.result import Face, LabeledImage, LabeledImages
 from fer_ray.models import bundle
-from fer_ray.models.silence import load_keras
 from fer_ray.schema import Status
 from fer_ray.typing import Float64Array, UInt8Array
 from fer_ray.vision.crop import crop_face, sharpness
@@ -84,7 +82,7 @@ class Labeler:
         Args:
             model: `ferplus` (the default), `fer2013`, the folder of a bundle, or a model that is loaded already.
             options: what is looked for and how much of an image is read.
-            threads: how many threads OpenCV and TensorFlow use in this process (default: one for each CPU).
+            threads: how many threads OpenCV and ONNX Runtime use in this process (default: one for each CPU).
             settings: fields of `LabelingOptions`, which change `options`: `min_face_size=40`.
 
         Raises:
@@ -94,7 +92,9 @@ class Labeler:
         self.options = _changed(options or LabelingOptions(), settings)
         if threads:
             cv2.setNumThreads(threads)
-        self._model = load_model(str(model or ""), self.options.flip, threads) if isinstance(model, str | Path | None) else model
+        if isinstance(model, str | Path | None):
+            model = bundle.load(bundle.resolve(str(model or "")), self.options.flip, threads or 0)
+        self._model = model
         self._detector = FaceDetector(self.options.detector_side, self.options.min_face_score, threads)
         self.stage_seconds: defaultdict[str, float] = defaultdict(float)  # spent so far on decoding, detecting, classifying
         self.model_version = self._model.model_version
@@ -221,19 +221,3 @@ def _clipped(bbox: tuple[float, float, float, float], scale: float, width: int, 
     left, top, right, bottom = (round(v * scale) for v in (bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]))
     left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
     return left, top, max(min(right, width) - left, 1), max(min(bottom, height) - top, 1)
-
-
-def load_model(model: str, flip: bool, threads: int | None = None) -> bundle.Bundle:
-    """The bundle of this name or folder; `threads` bounds what TensorFlow uses in this process.
-
-    Raises:
-        BundleError: the model cannot be used.
-    """
-    load_keras()
-    if threads:
-        import tensorflow as tf
-
-        with contextlib.suppress(RuntimeError):  # somebody's TensorFlow is at work in this process already: it keeps its threads
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(threads)
-    return bundle.load(bundle.resolve(model), flip)

@@ -27,13 +27,15 @@ from fer_ray.cluster import cluster_cpus, may_grow, wait_for_cpus
 from fer_ray.errors import FerRayError, ImageError, StorageError
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
-from fer_ray.label.labeler import Labeler, load_model
+from fer_ray.label.labeler import Labeler
 from fer_ray.label.plan import Part, Plan, open_manifest, staged_file
 from fer_ray.label.result import LabeledImage
 from fer_ray.label.run import Run
 from fer_ray.label.staging import staging_table
 from fer_ray.label.telemetry import LabelingMetrics
 from fer_ray.models import bundle
+from fer_ray.models.bundle import Bundle
+from fer_ray.models.onnx_network import OnnxNetwork
 from fer_ray.schema import ImageEntry, Status
 from fer_ray.vision.sandbox import survivors
 
@@ -82,7 +84,7 @@ def label_to_staging(
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.memory_usage_poll_interval_s = None  # reading the memory map of a process with TensorFlow every second slows it
+    context.memory_usage_poll_interval_s = None
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised, and said once
     if not run.config.workers:
         wait_for_cpus()
@@ -238,7 +240,7 @@ class _Process:
         self.metrics = LabelingMetrics()
         self.manifest: tuple[int, pq.ParquetFile] = (-1, None)
         self.opened = ExitStack()
-        gc.freeze()  # what TensorFlow brought is there to stay; searching it for garbage again and again takes time
+        gc.freeze()  # what is loaded is there to stay; searching it for garbage again and again takes time
 
     @classmethod
     def of(cls, step: LabelParts) -> _Process:
@@ -293,9 +295,9 @@ class FetchingLabeler:
                 yield image
 
 
-def _load_here(run: Run) -> bundle.Bundle:
+def _load_here(run: Run) -> Bundle[OnnxNetwork]:
     with bundle.local_copy(run.storage, run.model) as folder:
-        return load_model(folder, run.config.labeling.flip, threads=1)
+        return bundle.load(folder, run.config.labeling.flip, threads=1)
 
 
 def _counts(images: Sequence[LabeledImage]) -> dict[str, int]:

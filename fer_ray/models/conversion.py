@@ -1,7 +1,8 @@
-"""A bundle as one network in a file of another runtime, and that file as a function again.
+"""A bundle as one network in a file of another runtime, that file as a function again, and the ONNX networks inside a bundle.
 
-The network takes float32 pixel values 0..255 (n, s, s, 1) gray or (n, s, s, 3) RGB for any n and gives calibrated probabilities
-(n, classes). Everything that a bundle does to crops is inside: the average of its networks and of mirror images, and the temperature.
+The network of an export takes float32 pixel values 0..255 (n, s, s, 1) gray or (n, s, s, 3) RGB for any n and gives calibrated
+probabilities (n, classes). Everything that a bundle does to crops is inside: the average of its networks and of mirror images, and
+the temperature.
 """
 
 from __future__ import annotations
@@ -19,9 +20,14 @@ import numpy as np
 from fer_ray.config.export import ONNX, SAVEDMODEL, TFLITE
 from fer_ray.config.recipe import RGB
 from fer_ray.errors import FerRayError
-from fer_ray.models.bundle import Bundle
-from fer_ray.models.silence import silence
-from fer_ray.typing import Float32Array
+from fer_ray.models import bundle, keras_bundle
+from fer_ray.models.architectures import LOGITS
+from fer_ray.models.bundle import Bundle, Member
+from fer_ray.models.keras_bundle import KerasNetwork
+from fer_ray.models.metrics import softmax
+from fer_ray.models.onnx_network import OnnxNetwork
+from fer_ray.models.silence import load_keras, silence
+from fer_ray.typing import Float32Array, UInt8Array
 
 if TYPE_CHECKING:
     import keras
@@ -32,9 +38,11 @@ INPUT = "faces"
 OUTPUT = "probabilities"
 SERVING = "serving_default"
 CALIBRATION_BATCH = 8  # crops
+MAX_ONNX_DIFFERENCE = 1e-4  # of a probability between a network in Keras and in ONNX Runtime
+CHECK_CROPS = 32
 
 
-def combined_network(original: Bundle) -> keras.Model:
+def combined_network(original: Bundle[KerasNetwork]) -> keras.Model:
     """All of a bundle as one Keras model: float32 0..255 (n, s, s, channels) `faces` -> `probabilities` (n, classes)."""
     import keras
     from keras import ops
@@ -45,7 +53,7 @@ def combined_network(original: Bundle) -> keras.Model:
     if original.flip:  # as one batch, so that the weights are in the export once; by indices, which every converter knows
         shown = ops.concatenate([faces, ops.take(faces, np.arange(size)[::-1].copy(), axis=2)], axis=0)
     # Networks of one architecture have one name, which may stand only once in a model.
-    networks = [member.network for member in original.members]
+    networks = [member.network.model for member in original.members]
     answers = [keras.Model(network.input, network.output, name=f"network_{number}")(shown) for number, network in enumerate(networks)]
     logits = answers[0]
     if original.flip or len(answers) > 1:
@@ -57,7 +65,49 @@ def combined_network(original: Bundle) -> keras.Model:
     return keras.Model(faces, {OUTPUT: probabilities}, name="fer_ray")
 
 
-def convert(original: Bundle, format_name: str, made: Path, calibration: Float32Array | None) -> None:
+def add_onnx(folder: str) -> str:
+    """Complete a bundle in this folder with its ONNX networks, which its metadata names last.
+
+    Returns:
+        Its model_version, which stays.
+
+    Raises:
+        BundleError: the bundle cannot be used.
+        FerRayError: a network cannot be converted, or answers differently as ONNX.
+    """
+    load_keras()
+    original, content = keras_bundle.load(folder), bundle.read_metadata(folder)
+    hashes = []
+    for index, member in enumerate(original.members):
+        file = Path(folder) / bundle.onnx_file(index)
+        try:
+            with silence():
+                _to_onnx(member.network.model, file, None)
+                _describe_inside(file, LOGITS, {})
+            _check_answers(member, OnnxNetwork(file, member.config, len(original.classes), threads=1))
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300].rstrip(".")
+            raise FerRayError(f"The model {original.model_version} cannot be converted to ONNX ({reason}).") from error
+        hashes.append(bundle.sha256(file))
+    bundle.write_metadata(folder, {**content, "format_version": bundle.FORMAT_VERSION, "onnx_sha256": hashes})
+    return original.model_version
+
+
+def _check_answers(member: Member[KerasNetwork], made: OnnxNetwork) -> None:
+    """Compare the two on random images, half of them coarse as faces are."""
+    import cv2
+
+    side, channels = member.config.image_size, 3 if member.config.color == RGB else 1
+    generator = np.random.default_rng(0)
+    fine = generator.integers(0, 256, (CHECK_CROPS // 2, side, side, channels)).astype(np.uint8)
+    coarse = [cv2.resize(image[:6, :6], (side, side)).reshape(side, side, channels) for image in fine]
+    images: UInt8Array = np.concatenate([fine, np.stack(coarse)]).astype(np.uint8)
+    difference = float(np.abs(softmax(made.logits(images)) - softmax(member.network.logits(images))).max())
+    if not difference <= MAX_ONNX_DIFFERENCE:  # also where it is NaN
+        raise ValueError(f"its probabilities differ by up to {difference:.2g}")
+
+
+def convert(original: Bundle[KerasNetwork], format_name: str, made: Path, calibration: Float32Array | None) -> None:
     """Write the file, or for a SavedModel the folder, `made`; in 8 bits where crops for calibration (n, s, s, channels) are given.
 
     Raises:
@@ -67,7 +117,7 @@ def convert(original: Bundle, format_name: str, made: Path, calibration: Float32
         with silence():
             _CONVERTERS[format_name](combined_network(original), made, calibration)
             if format_name == ONNX:
-                _describe_inside(made, describe(original, calibration is not None))
+                _describe_inside(made, OUTPUT, describe(original, calibration is not None))
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise FerRayError(f"The model {original.model_version} cannot be converted to {format_name} ({reason}).") from error
@@ -179,7 +229,7 @@ _CONVERTERS: dict[str, Callable[[Any, Path, Float32Array | None], None]] = {
 }
 
 
-def describe(original: Bundle, int8: bool) -> dict[str, Any]:
+def describe(original: Bundle[KerasNetwork], int8: bool) -> dict[str, Any]:
     """What a reader of the export must know: classes in the order of the output, and how to cut and colour the input."""
     channels = 3 if original.color == RGB else 1
     return {
@@ -197,19 +247,19 @@ def describe(original: Bundle, int8: bool) -> dict[str, Any]:
     }
 
 
-def _describe_inside(file: Path, description: dict[str, Any]) -> None:
-    """ONNX carries its description in the file; the output gets its name, which the converter loses, and the batch its letter."""
+def _describe_inside(file: Path, output: str, description: dict[str, Any]) -> None:
+    """ONNX carries its description in the file; input and output get names, which the converter loses, and the batch its letter."""
     import onnx
 
     model = onnx.load(file)
-    if [value.name for value in model.graph.input] != [INPUT]:
+    if len(model.graph.input) != 1:
         raise ValueError(f"it would need {', '.join(value.name for value in model.graph.input)} as input")
-    given = model.graph.output[0].name
+    names = {model.graph.input[0].name: INPUT, model.graph.output[0].name: output}
     for node in model.graph.node:
-        node.output[:] = [OUTPUT if name == given else name for name in node.output]
-        node.input[:] = [OUTPUT if name == given else name for name in node.input]
-    model.graph.output[0].name = OUTPUT
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
     for value in (model.graph.input[0], model.graph.output[0]):
+        value.name = names[value.name]
         value.type.tensor_type.shape.dim[0].dim_param = "n"
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items()}
     onnx.helper.set_model_props(model, texts)

@@ -7,18 +7,21 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from fer_ray.config.ensemble import EnsembleConfig
+from fer_ray.config.recipe import ModelConfig
 from fer_ray.data.dataset import load_dataset
 from fer_ray.errors import UsageError
 from fer_ray.io.storage import Storage, absolute
-from fer_ray.models import bundle
+from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import build
-from fer_ray.models.bundle import Bundle, Description, Member
+from fer_ray.models.bundle import Bundle, Member
 from fer_ray.models.calibration import calibrate
+from fer_ray.models.conversion import add_onnx
+from fer_ray.models.keras_bundle import Description, KerasNetwork
 from fer_ray.text import sanitize
 
 logger = logging.getLogger(__name__)
@@ -52,7 +55,8 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        version = bundle.save(str(unfinished), members, Description(first.classes, temperature, figures, lineage, config.flip, first.crop))
+        keras_bundle.save(str(unfinished), members, Description(first.classes, temperature, figures, lineage, config.flip, first.crop))
+        version = add_onnx(str(unfinished))
         unfinished.rename(output)
     except OSError as error:
         raise UsageError(f"The output {config.output} cannot be written ({error.strerror}).") from error
@@ -60,25 +64,25 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
     return {"model_version": version, **figures, "accuracy_of_members": alone, "output": config.output}
 
 
-def _averaged(members: list[Member]) -> Member:
+def _averaged(members: list[Member[KerasNetwork]]) -> Member[KerasNetwork]:
     """One network with the mean of the weights (model soups: Wortsman et al. 2022, arXiv 2203.05482)."""
     first = members[0]
     if any(member.config != first.config for member in members):
         raise UsageError("The bundles hold networks of different architectures or sizes: their weights have no mean.")
-    stacked = zip(*(member.network.get_weights() for member in members), strict=True)
-    network = build(first.config, first.network.output_shape[-1])
+    stacked = zip(*(member.network.model.get_weights() for member in members), strict=True)
+    network = build(cast(ModelConfig, first.config), first.network.model.output_shape[-1])
     network.set_weights([np.mean(weights, axis=0) for weights in stacked])
-    return Member(network, first.config)
+    return Member(KerasNetwork(network), first.config)
 
 
-def _load(config: EnsembleConfig) -> tuple[list[Bundle], list[dict[str, Any]]]:
+def _load(config: EnsembleConfig) -> tuple[list[Bundle[KerasNetwork]], list[dict[str, Any]]]:
     """The bundles, and what each says of its training."""
     storage, loaded, lineages = Storage(config.data.s3_endpoint), [], []
     with ExitStack() as copies:
         for name in config.model:
             place = absolute(bundle.resolve(name), "model")
             folder = copies.enter_context(bundle.local_copy(storage, place))
-            loaded.append(bundle.load(folder))
+            loaded.append(keras_bundle.load(folder))
             lineages.append(bundle.read_metadata(folder)["lineage"])
     first = loaded[0]
     for name, other in zip(config.model[1:], loaded[1:], strict=True):

@@ -24,9 +24,10 @@ from fer_ray.config.export import ONNX, SAVEDMODEL, TFLITE, ExportConfig
 from fer_ray.config.label import LabelingOptions
 from fer_ray.errors import DatasetError, FerRayError, StorageError, UsageError
 from fer_ray.io.storage import S3, Storage, absolute, join
-from fer_ray.models import bundle
+from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.conversion import INPUT, OUTPUT, Predict, convert, describe, open_converted
+from fer_ray.models.keras_bundle import KerasNetwork
 from fer_ray.models.silence import load_keras, silence
 from fer_ray.text import sanitize
 from fer_ray.typing import Float32Array, UInt8Array
@@ -62,7 +63,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     _check_output(storage, output, config.format)
     threads = _load_tensorflow()
     with bundle.local_copy(storage, bundle.resolve(config.model)) as folder:
-        original = bundle.load(folder, config.flip)
+        original = keras_bundle.load(folder, config.flip)
     calibration, crops = _real_crops(config, original)
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as work:
         made = Path(work) / "model"
@@ -124,7 +125,7 @@ def _as_input(crops: UInt8Array) -> Float32Array:
     return (crops[..., None] if crops.ndim == 3 else crops).astype(np.float32)
 
 
-def _real_crops(config: ExportConfig, original: Bundle) -> tuple[UInt8Array, UInt8Array]:
+def _real_crops(config: ExportConfig, original: Bundle[KerasNetwork]) -> tuple[UInt8Array, UInt8Array]:
     """Crops for calibration and others for the check: (n, s, s) gray or (n, s, s, 3) RGB."""
     if not config.dataset:
         crops = demo_crops(original, DEMO_CROPS)
@@ -140,7 +141,7 @@ def _real_crops(config: ExportConfig, original: Bundle) -> tuple[UInt8Array, UIn
     return mixed[:middle], mixed[middle : middle + MAX_CHECK_CROPS]
 
 
-def demo_crops(original: Bundle, count: int) -> UInt8Array:
+def demo_crops(original: Bundle[Any], count: int) -> UInt8Array:
     """The faces of the demo photographs as a bundle wants them, mildly varied in place, size, light and side.
 
     Raises:
@@ -174,7 +175,7 @@ def demo_crops(original: Bundle, count: int) -> UInt8Array:
     return np.stack(crops)
 
 
-def _compare(config: ExportConfig, original: Bundle, run: Predict, crops: UInt8Array) -> dict[str, float]:
+def _compare(config: ExportConfig, original: Bundle[KerasNetwork], run: Predict, crops: UInt8Array) -> dict[str, float]:
     """Share of crops with the same likeliest class, and the largest difference of a probability, over batches of several sizes."""
     expected = original.probabilities(crops)
     bounds = [0, 1, 4, *range(4 + SPEED_BATCH, len(crops), SPEED_BATCH), len(crops)]
@@ -190,7 +191,7 @@ def _compare(config: ExportConfig, original: Bundle, run: Predict, crops: UInt8A
     return {"agreement": agreement, "max_difference": difference}
 
 
-def _measure_speed(original: Bundle, run: Predict, crops: UInt8Array) -> dict[str, float]:
+def _measure_speed(original: Bundle[KerasNetwork], run: Predict, crops: UInt8Array) -> dict[str, float]:
     """Images/s of the export and of Keras in alternating rounds of one batch each, by the median round."""
     batch = np.resize(crops, (SPEED_BATCH, *crops.shape[1:]))
     contestants: dict[str, Callable[[], Any]] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fer_ray.models.bundle import predict_logits
+from fer_ray.models.keras_bundle import predict_logits
 
 if TYPE_CHECKING:
     import keras

@@ -21,6 +21,7 @@ from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import S3, Storage, absolute
 from fer_ray.models import bundle
 from fer_ray.models.architectures import IMAGENET, NO_WEIGHTS, build
+from fer_ray.models.conversion import add_onnx
 from fer_ray.text import sanitize
 from fer_ray.train.recorder import BEST_FOLDER, PROGRESS_FILE, TENSORBOARD_FOLDER, has_checkpoints
 from fer_ray.train.trainer import run_training
@@ -86,7 +87,10 @@ def _with_model_of_start(config: TrainConfig) -> TrainConfig:
         members = bundle.read_metadata(folder)["members"]
     if len(members) != 1:
         raise UsageError(f"The bundle {config.start_from} holds {len(members)} networks: start from one with a single network.")
-    return replace(config, recipe=replace(config.recipe, model=ModelConfig.from_dict(members[0]["model"])))
+    model = bundle.member_config(members[0])
+    if not isinstance(model, ModelConfig):
+        raise UsageError(f"The bundle {config.start_from} was imported as ONNX: start from one that was trained here.")
+    return replace(config, recipe=replace(config.recipe, model=model))
 
 
 def _request(config: TrainConfig) -> str:
@@ -181,6 +185,7 @@ def _publish(best: Path, work: Path, output: Path) -> None:
     shutil.rmtree(finished, ignore_errors=True)
     try:
         shutil.copytree(best, finished)
+        add_onnx(str(finished))
         if (work / TENSORBOARD_FOLDER).is_dir():
             shutil.copytree(work / TENSORBOARD_FOLDER, finished / TENSORBOARD_FOLDER)
         finished.rename(output)

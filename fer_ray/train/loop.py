@@ -18,7 +18,7 @@ from fer_ray.data.dataset import Dataset, Split
 from fer_ray.errors import TrainingError
 from fer_ray.models import metrics
 from fer_ray.models.architectures import build
-from fer_ray.models.bundle import predict_logits
+from fer_ray.models.keras_bundle import predict_logits
 from fer_ray.train.augment import Batch, training_batches
 from fer_ray.train.optimizer import LearningRate, make_optimizer, set_trainable
 from fer_ray.typing import AnyArray, Float32Array

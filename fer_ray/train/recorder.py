@@ -12,7 +12,7 @@ import numpy as np
 
 from fer_ray.config.train import TrainConfig
 from fer_ray.data.dataset import Dataset
-from fer_ray.models import bundle
+from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import NO_WEIGHTS, build
 from fer_ray.models.calibration import calibrate
 from fer_ray.reporting.progress import format_left
@@ -128,7 +128,7 @@ def save_epoch(epoch: Epoch, data: Dataset, config: TrainConfig, lineage: dict[s
     folder.mkdir(exist_ok=True)
     network = build(config.recipe.model, len(data.classes), NO_WEIGHTS)
     network.set_weights(epoch.weights)
-    logits = bundle.predict_logits(network, data.validation.images)  # anew, as training may have used a coarser arithmetic
+    logits = keras_bundle.predict_logits(network, data.validation.images)  # anew, as training may have used a coarser arithmetic
     temperature, figures = calibrate(logits, data.validation.labels)
     lineage = {
         "data_sha256": data.sha256,
@@ -139,5 +139,5 @@ def save_epoch(epoch: Epoch, data: Dataset, config: TrainConfig, lineage: dict[s
         **lineage,
         "config": config.to_dict(),
     }
-    members = [bundle.Member(network, config.recipe.model)]
-    bundle.save(str(folder), members, bundle.Description(data.classes, temperature, figures, lineage))
+    members = [bundle.Member(keras_bundle.KerasNetwork(network), config.recipe.model)]
+    keras_bundle.save(str(folder), members, keras_bundle.Description(data.classes, temperature, figures, lineage))

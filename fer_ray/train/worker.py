@@ -12,7 +12,7 @@ from fer_ray.config.train import TrainConfig
 from fer_ray.data.dataset import Dataset, load_dataset
 from fer_ray.errors import FerRayError, UsageError
 from fer_ray.io.storage import Storage
-from fer_ray.models import bundle
+from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import LOGITS, NO_WEIGHTS, share_gpus
 from fer_ray.train.collective import CollectiveWorkers
 from fer_ray.train.loop import SingleWorker, Workers, make_network, train_epochs
@@ -96,9 +96,9 @@ def initial_network(config: TrainConfig, data: Dataset) -> tuple[keras.Model, di
     if not config.start_from:
         return network, {"initial_weights": Path(config.weights).name} if config.recipe.model.architecture in PRETRAINED else {}
     with bundle.local_copy(Storage(config.data.s3_endpoint), config.start_from) as folder:
-        start = bundle.load(folder)
+        start = keras_bundle.load(folder)
     same_classes = start.classes == data.classes
-    for layer, trained in zip(network.layers, start.members[0].network.layers, strict=True):
+    for layer, trained in zip(network.layers, start.members[0].network.model.layers, strict=True):
         if layer.name != LOGITS or same_classes:
             layer.set_weights(trained.get_weights())
     return network, {"started_from": start.model_version}

@@ -11,6 +11,7 @@ from fer_ray.config.ensemble import EnsembleConfig
 from fer_ray.config.tune import TuneConfig
 from fer_ray.errors import TrainingError
 from fer_ray.io.storage import Storage
+from fer_ray.models.conversion import add_onnx
 from fer_ray.models.ensemble import combine
 from fer_ray.models.flops import Cost
 from fer_ray.train.job import WORK_SUFFIX, train_bundle
@@ -65,6 +66,7 @@ def write_outputs(outcome: SearchOutcome) -> None:
     (output / BEST_FILE).write_text(to_yaml(best.settings), encoding="utf-8")
     shutil.rmtree(output / BEST_MODEL, ignore_errors=True)
     shutil.copytree(outcome.bundle_of(best), output / BEST_MODEL)
+    add_onnx(str(output / BEST_MODEL))
     facts = {"searcher": config.searcher, "scheduler": config.scheduler, "data set": config.data.dataset, "space": config.space}
     summary = SearchSummary(Path(config.output).name, config.objective, best=best.trial_id, seconds=outcome.seconds, facts=facts)
     write_report(storage, str(output), summary, outcome.trials, outcome.costs)

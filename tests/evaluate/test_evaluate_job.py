@@ -27,8 +27,9 @@ from fer_ray.evaluate.history import COLUMNS, History, read_history
 from fer_ray.evaluate.job import evaluate
 from fer_ray.evaluate.score import in_order_of, measure
 from fer_ray.io.storage import Storage
-from fer_ray.models import bundle
+from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import build
+from fer_ray.models.conversion import add_onnx
 from fer_ray.reporting import plotting
 from fer_ray.reporting.responsible_use import RESPONSIBLE_USE
 
@@ -40,8 +41,9 @@ PNG = b"\x89PNG"
 
 def save_bundle(folder: Path, classes: tuple[str, ...], model: ModelConfig = SMALL) -> Path:
     folder.mkdir(parents=True)
-    members = [bundle.Member(build(model, len(classes)), model)]
-    bundle.save(str(folder), members, bundle.Description(classes, 1.5, {"accuracy": 0.5}, {}))
+    members = [bundle.Member(keras_bundle.KerasNetwork(build(model, len(classes))), model)]
+    keras_bundle.save(str(folder), members, keras_bundle.Description(classes, 1.5, {"accuracy": 0.5}, {}))
+    add_onnx(str(folder))
     return folder
 
 

@@ -9,9 +9,11 @@ from fer_ray.config.label import LabelConfig, LabelingOptions
 from fer_ray.errors import UsageError
 from fer_ray.label.gpu_models import ModelProcess, RemoteModel, gather
 from fer_ray.label.job import label
-from fer_ray.label.labeler import Labeler, load_model
+from fer_ray.label.labeler import Labeler
 from fer_ray.label.run import Run, identify
 from fer_ray.models import bundle
+from fer_ray.models.bundle import Bundle
+from fer_ray.models.onnx_network import OnnxNetwork
 
 
 @pytest.fixture
@@ -22,15 +24,15 @@ def run(photographs: dict[str, Path], tmp_path: Path, ray_cluster: None) -> Run:
 def test_a_model_elsewhere_gives_the_same_answers_and_the_cpu_takes_over(
     run: Run, photographs: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    actors = [ray.remote(num_cpus=0)(ModelProcess).remote(run, "CPU") for _ in range(2)]
+    actors = [ray.remote(num_cpus=0)(ModelProcess).remote(run, "cpu") for _ in range(2)]
     models = gather(actors, 120)
     assert models is not None
     assert "the model runs on 2 GPUs" in caplog.messages
     loads: list[str] = []
 
-    def load() -> bundle.Bundle:
+    def load() -> Bundle[OnnxNetwork]:
         loads.append("here")
-        return load_model(run.model, flip=True)
+        return bundle.load(run.model, flip=True)
 
     paths = [photographs[name] for name in ("astronaut", "grace_hopper", "chelsea")]
     labeler, config = Labeler(RemoteModel(models, load)), run.config.labeling

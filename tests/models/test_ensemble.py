@@ -11,7 +11,7 @@ from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.ensemble import EnsembleConfig
 from fer_ray.config.recipe import OptimizationConfig, Recipe
 from fer_ray.errors import UsageError
-from fer_ray.models import bundle
+from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.ensemble import combine
 from fer_ray.train.loop import make_network, train_epochs
 
@@ -22,7 +22,9 @@ def train_quickly(faces: Path, folder: Path, seed: int, classes: tuple[str, ...]
     *_, last = train_epochs(dataset_of(faces), recipe, network)
     network.set_weights(last.weights)
     folder.mkdir()
-    bundle.save(str(folder), [bundle.Member(network, TINY)], bundle.Description(classes, 1.0, {}, {}))
+    keras_bundle.save(
+        str(folder), [bundle.Member(keras_bundle.KerasNetwork(network), TINY)], keras_bundle.Description(classes, 1.0, {}, {})
+    )
     return str(folder)
 
 
@@ -42,8 +44,8 @@ def test_an_ensemble_is_calibrated_saved_and_labels_photographs(drawn_faces: Pat
     with pytest.raises(UsageError, match="exists already"):
         combine(EnsembleConfig(models, str(tmp_path / "both"), data=data))
     combine(EnsembleConfig(models[:1] * 2, str(tmp_path / "soup"), average="weights", data=data))
-    (soup,), (first,) = bundle.load(str(tmp_path / "soup")).members, bundle.load(models[0]).members
-    assert all(np.allclose(a, b) for a, b in zip(soup.network.get_weights(), first.network.get_weights(), strict=True))
+    (soup,), (first,) = keras_bundle.load(str(tmp_path / "soup")).members, keras_bundle.load(models[0]).members
+    assert all(np.allclose(a, b) for a, b in zip(soup.network.model.get_weights(), first.network.model.get_weights(), strict=True))
     other = train_quickly(drawn_faces, tmp_path / "other", 3, ("angry", "happy"))
     with pytest.raises(UsageError, match="only like bundles"):
         combine(EnsembleConfig((models[0], other), str(tmp_path / "mixed"), data=data))

@@ -35,13 +35,13 @@ def save_untrained(folder: Path, *configs: ModelConfig, flip: bool = False) -> s
     members = []
     for seed, config in enumerate(configs):
         keras.utils.set_random_seed(seed)
-        members.append(bundle.Member(build(config, len(CLASSES)), config))
+        members.append(bundle.Member(keras_bundle.KerasNetwork(build(config, len(CLASSES))), config))
     crops = export.demo_crops(bundle.Bundle(tuple(members), CLASSES, False, CropGeometry(), 1.0, ""), 32)
     for member in members:
-        logits = bundle.predict_logits(member.network, crops)
-        last = member.network.get_layer("logits")
+        logits = member.network.logits(crops)
+        last = member.network.model.get_layer("logits")
         last.set_weights([last.get_weights()[0] / logits.std(axis=0), -logits.mean(axis=0) / logits.std(axis=0)])
-    bundle.save(str(folder), members, bundle.Description(CLASSES, 1.7, {}, {}, flip))
+    keras_bundle.save(str(folder), members, keras_bundle.Description(CLASSES, 1.7, {}, {}, flip))
     return str(folder)
 
 
@@ -96,7 +96,7 @@ def test_another_runtime_gives_the_probabilities_of_the_bundle_for_any_number_of
 ) -> None:
     model, output = save_untrained(tmp_path / "bundle", *members, flip=flip), str(tmp_path / "exports" / "emotions")
     summary = export.export(ExportConfig(model=model, format=format_name, output=output, flip=flip_on_demand))
-    original = bundle.load(model, flip_on_demand)
+    original = keras_bundle.load(model, flip_on_demand)
     crops = export.demo_crops(original, 70)
     for count in (1, 3, 64):
         expected = original.probabilities(crops[-count:])
@@ -118,11 +118,11 @@ def test_another_runtime_gives_the_probabilities_of_the_bundle_for_any_number_of
 def test_int8_is_far_smaller_and_mostly_says_the_same(tmp_path: Path, format_name: str) -> None:
     output = str(tmp_path / "small")
     summary = export.export(ExportConfig(format=format_name, int8=True, output=output))
-    original = bundle.load(bundle.resolve(""))
+    original = keras_bundle.load(bundle.resolve(""))
     crops = export.demo_crops(original, 100)
     given = run_elsewhere(format_name, output, as_input(crops))
     assert (given.argmax(axis=1) == original.probabilities(crops).argmax(axis=1)).mean() >= 0.9
-    weights = sum(member.network.count_params() for member in original.members)
+    weights = sum(member.network.model.count_params() for member in original.members)
     assert summary["bytes"] == Path(output).stat().st_size < 1.3 * weights
     assert np.abs(given.sum(axis=1) - 1).max() < 0.02
 
@@ -189,7 +189,7 @@ def test_an_export_goes_to_s3_and_works_when_it_is_copied_back(tmp_path: Path, s
         file = tmp_path / "copy" / entry["Key"]
         file.parent.mkdir(parents=True, exist_ok=True)
         client.download_file("exports", entry["Key"], str(file))
-    original = bundle.load(model)
+    original = keras_bundle.load(model)
     crops = export.demo_crops(original, 5)
     given = run_elsewhere("savedmodel", str(tmp_path / "copy" / "emotions"), as_input(crops))
     assert given == pytest.approx(original.probabilities(crops), abs=1e-3)

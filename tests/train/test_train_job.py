@@ -25,7 +25,7 @@ from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.recipe import ModelConfig, OptimizationConfig, Recipe
 from fer_ray.config.train import TrainConfig
 from fer_ray.errors import TrainingError, UsageError
-from fer_ray.models import bundle
+from fer_ray.models import bundle, keras_bundle
 from fer_ray.train import trainer
 from fer_ray.train.job import train
 from fer_ray.train.recorder import TENSORBOARD_FOLDER
@@ -78,7 +78,7 @@ def test_a_model_is_trained_saved_fine_tuned_and_labels_photographs(
     tuned = config_of(drawn_faces, tmp_path / "tuned", 1, start_from=str(output))
     network, lineage = initial_network(tuned, dataset_of(drawn_faces))
     assert lineage == {"started_from": saved["model_version"]}
-    started = bundle.load(str(output)).members[0].network
+    started = keras_bundle.load(str(output)).members[0].network.model
     assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), started.get_weights(), strict=True))
 
 
