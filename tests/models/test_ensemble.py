@@ -22,9 +22,8 @@ def train_quickly(faces: Path, folder: Path, seed: int, classes: tuple[str, ...]
     *_, last = train_epochs(dataset_of(faces), recipe, network)
     network.set_weights(last.weights)
     folder.mkdir()
-    keras_bundle.save(
-        str(folder), [bundle.Member(keras_bundle.KerasNetwork(network), TINY)], keras_bundle.Description(classes, 1.0, {}, {})
-    )
+    member = bundle.Member(keras_bundle.KerasNetwork(network), TINY)
+    keras_bundle.save(str(folder), [member], keras_bundle.Description(classes, 1.0, {}, {}))
     return str(folder)
 
 

@@ -17,7 +17,7 @@ from fer_ray.config.crop import CropGeometry
 from fer_ray.config.export import EXPORT_FORMATS, ExportConfig
 from fer_ray.config.recipe import ModelConfig
 from fer_ray.errors import BundleError, DatasetError, FerRayError, UsageError
-from fer_ray.models import bundle, conversion, export
+from fer_ray.models import bundle, conversion, export, keras_bundle
 from fer_ray.models.architectures import build
 from fer_ray.typing import Float32Array, UInt8Array
 
