@@ -11,7 +11,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 help: ## list what make can do
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1: /' | column -t -s:
 
-demo: .venv/ready ## set up, label real photographs with the bundled model, show the rows
+demo: .venv/label ## set up, label real photographs with the bundled model, show the rows
 	$(BIN)/fer-ray label --all --output demo
 	$(BIN)/duckdb -init demo/views/duckdb.sql -c "SELECT parse_filename(image_uri) AS image, bbox_x, bbox_y, emotion, round(confidence, 2) AS confidence FROM faces_latest"
 
@@ -37,12 +37,17 @@ pages: .venv/ready ## write the generated pages anew
 
 constraints: ## pin what an unconstrained installation takes today
 	rm -rf build/pins && $(PYTHON) -m venv build/pins
-	build/pins/bin/python -m pip install --quiet --disable-pip-version-check -e '.[demo,test,docs]'
+	build/pins/bin/python -m pip install --quiet --disable-pip-version-check -e '.[train,demo,test,docs]'
 	build/pins/bin/python -m pip freeze --exclude-editable > constraints.txt
 
-.venv/ready: pyproject.toml constraints.txt
+# What labels is enough for the demo; everything else is six times as large and comes on top.
+.venv/label: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv || ($(SUDO) apt-get update && $(SUDO) apt-get install -y python3-venv && $(PYTHON) -m venv --clear .venv)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,test,docs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	touch $@
+
+.venv/ready: .venv/label
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,demo,test,docs]'
 	touch $@
 
 clean: ## remove what make made

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from fer_ray.errors import EXIT_DONE, EXIT_USAGE, UsageError
@@ -31,6 +32,7 @@ class Job:
         exit_codes: Those that it may end with.
         after_interruption: What to do after it was interrupted.
         shows_progress: Whether its function takes a progress object as well.
+        needs: A package that is not installed with what labels.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Job:
     exit_codes: tuple[int, ...] = (0, 1, 2)
     after_interruption: str = "start the same command again"
     shows_progress: bool = False
+    needs: str = ""
 
     @property
     def config_class(self) -> Any:
@@ -53,7 +56,13 @@ class Job:
         return f"Exit codes: {codes}. The last line of the output is a summary in JSON."
 
     def run(self, config: Any) -> tuple[Mapping[str, Any], int]:
-        """Do the work; gives the summary and the exit code."""
+        """Do the work; gives the summary and the exit code.
+
+        Raises:
+            UsageError: only what labels is installed.
+        """
+        if self.needs and find_spec(self.needs) is None:
+            raise UsageError(f"This needs more than labeling does ({self.needs} and others): pip install 'fer-ray[train]'.")
         from fer_ray.reporting.progress import make_progress
 
         function = _load(self.function)
@@ -82,6 +91,7 @@ _JOBS = (
         "Train an emotion model on labeled faces, calibrate it, and save it as a bundle.",
         "fer_ray.config.train:TrainConfig",
         "fer_ray.train.job:train",
+        needs="tensorflow",
         after_interruption="start the same command with --resume to continue after the last checkpoint",
     ),
     Job(
@@ -89,6 +99,7 @@ _JOBS = (
         "Search hyperparameters with Ray Tune; every trial is a training.",
         "fer_ray.config.tune:TuneConfig",
         "fer_ray.tune.job:tune",
+        needs="tensorflow",
         after_interruption="start the same command with --resume to continue the search",
     ),
     Job(
@@ -96,18 +107,21 @@ _JOBS = (
         "Judge one model or several on labeled faces: figures, pictures and a page.",
         "fer_ray.config.evaluate:EvaluateConfig",
         "fer_ray.evaluate.job:evaluate",
+        needs="sklearn",
     ),
     Job(
         "ensemble",
         "Make one bundle of several: the mean of their answers or of their weights.",
         "fer_ray.config.ensemble:EnsembleConfig",
         "fer_ray.models.ensemble:combine",
+        needs="tensorflow",
     ),
     Job(
         "export",
         "Write a bundle as ONNX, SavedModel or TFLite, checked on real faces.",
         "fer_ray.config.export:ExportConfig",
         "fer_ray.models.export:export",
+        needs="tensorflow",
     ),
     Job(
         "import-model",
@@ -120,6 +134,7 @@ _JOBS = (
         "Add the ONNX networks that label to a bundle of version 0.1.",
         "fer_ray.config.upgrade:UpgradeConfig",
         "fer_ray.models.upgrade:upgrade",
+        needs="tensorflow",
     ),
     Job(
         "inspect",

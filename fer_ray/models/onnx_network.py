@@ -207,5 +207,5 @@ def _open(content: bytes, threads: int, device: Device) -> Any:
     except Exception as error:  # its classes have no common one but this
         raise ValueError(f"ONNX Runtime says {error}") from error
     if device == "gpu" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise UsageError("ONNX Runtime finds no GPU that it can use: pip install 'fer-ray[gpu]'.")
+        raise UsageError("ONNX Runtime finds no GPU that it can use (docs/operate.md says how onnxruntime-gpu is installed)")
     return session

@@ -31,7 +31,7 @@ def head() -> Iterator[Head]:
     running = Head()
     try:
         running.start()
-        running.add_node("--num-gpus=1", f"--metrics-export-port={METRICS}")  # a GPU that TensorFlow will not find
+        running.add_node("--num-gpus=1", f"--metrics-export-port={METRICS}")  # a GPU that ONNX Runtime will not find
         yield running
     finally:
         running.stop()
@@ -69,7 +69,7 @@ def test_a_submitted_job_labels_the_photographs_and_says_so(head: Head, photogra
     assert rows(tmp_path / "out", "SELECT count(DISTINCT image_uri) FROM {images}") == [(len(photographs),)]
     faces = rows(tmp_path / "out", "SELECT DISTINCT parse_filename(image_uri) FROM {faces} ORDER BY 1")
     assert {"astronaut.png", "grace_hopper.jpg"} <= {name for (name,) in faces}
-    assert "warning: TensorFlow finds no GPU where Ray has one" in "\n".join(head.logs("small"))
+    assert "warning: The model could not be put on a GPU" in "\n".join(head.logs("small"))
     assert rows(tmp_path / "out", "SELECT git_commit FROM {runs}") == [(None,)], "the code came from the upload, not from the checkout"
 
 
