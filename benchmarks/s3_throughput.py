@@ -6,7 +6,7 @@ which answers the same signed requests for next to nothing but cannot list, so t
 store see the same photographs in alternating rounds, N and 2N of them; the rate comes from the difference, so that start-up
 drops out. Without --photos, the demo photographs are cut to 250 x 250 pixels (and to two megapixels with --large).
 
-First the CPU time of one GET is printed, as the storage layer reads and as boto3's get_object does.
+`store_costs.py` prints what a GET and a listed key cost.
 
     .venv/bin/python benchmarks/s3_throughput.py [--store moto|nginx] [--photos DIR] [--large] [--images N] [--rounds R]
 """
@@ -14,25 +14,18 @@ First the CPU time of one GET is printed, as the storage layer reads and as boto
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import boto3
 import psutil
 from label_throughput import PROCESSES, ROOT, Cost, draw_photographs, link_images, measure
 
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 from stores import S3Server, free_port, wait_for
-
-from fer_ray.io.inputs import list_images
-from fer_ray.io.storage import Storage
 
 BUCKET = "photographs"
 
@@ -99,22 +92,6 @@ def label(source: str, output: Path, store: Store) -> tuple[Cost, float]:
     return cost, cpu_seconds(store) - before
 
 
-def compare_gets(store: Store, source: str) -> None:
-    """CPU milliseconds of a GET, as the storage layer reads and as boto3 does."""
-    entries = list(itertools.islice(list_images(Storage(store.endpoint), [source], ""), 500))
-    client = boto3.client("s3", endpoint_url=store.endpoint)
-    ways: dict[str, Callable[[str], object]] = {
-        "storage": lambda uri: Storage(store.endpoint).read(uri),
-        "boto3": lambda uri: client.get_object(Bucket=BUCKET, Key=uri.removeprefix(f"s3://{BUCKET}/"))["Body"].read(),
-    }
-    for name, read in [*ways.items()] * 2:
-        read(entries[0].image_uri)
-        started = time.process_time()
-        for entry in entries:
-            read(entry.image_uri)
-        print(f"a GET through {name}: {1000 * (time.process_time() - started) / len(entries):.2f} CPU-ms", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", choices=("moto", "nginx"), default="moto")
@@ -133,7 +110,6 @@ def main() -> None:
             photographs = photographs or draw_photographs(root / "photographs", arguments.large)
             folders = [link_images(root / f"photographs{n}", photographs, n) for n in (arguments.images, 2 * arguments.images)]
             sources = {"folder": [str(folder) for folder in folders], "s3": [store.upload(folder) for folder in folders]}
-            compare_gets(store, sources["s3"][0])
             report(arguments.images, rounds(arguments.rounds, sources, root, store))
         finally:
             store.stop()
