@@ -6,7 +6,7 @@ BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser lint docs pages constraints clean
+.PHONY: help demo test browser azurite lint docs pages constraints clean
 
 help: ## list what make can do
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1: /' | column -t -s:
@@ -15,13 +15,19 @@ demo: .venv/label ## set up, label real photographs with the bundled model, show
 	$(BIN)/fer-ray label --all --output demo
 	$(BIN)/duckdb -init demo/views/duckdb.sql -c "SELECT parse_filename(image_uri) AS image, bbox_x, bbox_y, emotion, round(confidence, 2) AS confidence FROM faces_latest"
 
-test: .venv/ready browser ## set up and pass the tests
+test: .venv/ready browser azurite ## set up and pass the tests
 	$(BIN)/python -m pytest
 
 # Some tests look at pages with a browser; where none can be installed, they are skipped.
 browser:
 	@command -v chromium google-chrome >/dev/null || ($(SUDO) apt-get update && $(SUDO) apt-get install -y --no-install-recommends chromium) \
 	  || echo "no browser can be installed here: the tests that need one will be skipped"
+
+# The tests of az:// need Microsoft's emulator of it; where npm cannot install it, they are skipped.
+azurite:
+	@command -v azurite-blob >/dev/null || [ -d build/azurite/node_modules/azurite ] \
+	  || npm install --silent --no-audit --no-fund --prefix build/azurite azurite@3.37.0 \
+	  || echo "Azurite cannot be installed here: the tests of az:// will be skipped"
 
 lint: .venv/ready ## ruff, mypy strict, import contracts
 	$(BIN)/ruff check .

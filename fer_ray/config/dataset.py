@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fer_ray.config.options import PathText, check, config, option
+from fer_ray.config.stores import StoresConfig
 from fer_ray.emotions import EMOTIONS
 
 TRAIN = "train"
@@ -12,7 +13,7 @@ SPLITS = (TRAIN, VALIDATION, TEST)
 
 
 @config("Data set")
-class DatasetConfig:
+class DatasetConfig(StoresConfig):
     """Where labeled faces lie and how their labels are read; `fer_ray.data.dataset` says which layouts are known."""
 
     dataset: PathText = option(
@@ -37,9 +38,9 @@ class DatasetConfig:
     limit: int | None = option(
         default=None, help="read only the first N images of each class and split, for a small try", metavar="N", gt=0
     )
-    s3_endpoint: str = option(default="", help="address of an S3-compatible store (default: AWS_ENDPOINT_URL, or AWS)", metavar="URL")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(bool(self.dataset), "Which data set? Give --dataset FOLDER.")
         check(set(self.classes) <= set(EMOTIONS), f"The setting classes takes {', '.join(EMOTIONS)}.")
         check(len(set(self.classes)) == len(self.classes) != 1, "The setting classes must name two different emotions at least.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from fer_ray.config.dataset import SPLITS, DatasetConfig
 from fer_ray.config.options import PathText, check, config, option
+from fer_ray.config.stores import STORE_OPTIONS
 
 MAX_SAMPLES = 500
 
@@ -37,5 +38,5 @@ class EvaluateConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as the report records them: all but the address of the store."""
         values = dataclasses.asdict(self)
-        values["dataset"] = {key: value for key, value in values.pop("data").items() if key != "s3_endpoint"}
+        values["dataset"] = {key: value for key, value in values.pop("data").items() if key not in STORE_OPTIONS}
         return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fer_ray.config.options import PathText, check, config, option
+from fer_ray.config.stores import StoresConfig
 
 ONNX = "onnx"
 SAVEDMODEL = "savedmodel"
@@ -11,7 +12,7 @@ EXPORT_FORMATS = (ONNX, SAVEDMODEL, TFLITE)
 
 
 @config("The export")
-class ExportConfig:
+class ExportConfig(StoresConfig):
     """What `jobs/export.py` can be told."""
 
     model: PathText = option(
@@ -34,8 +35,8 @@ class ExportConfig:
         help="data set whose validation faces calibrate and check the export (default: faces of the demo photographs)",
         metavar="DIR",
     )
-    s3_endpoint: str = option(default="", help="address of an S3-compatible store (default: AWS_ENDPOINT_URL, or AWS)", metavar="URL")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(bool(self.output), "Where to? Give --output PATH for the exported model.")
         check(not self.int8 or self.format != SAVEDMODEL, "A SavedModel has no int8 form here: give --format onnx or tflite with --int8.")

@@ -7,6 +7,7 @@ from typing import Any
 
 from fer_ray.config.options import PathText, check, config, option
 from fer_ray.config.recipe import GRAY, MAX_SIDE, RGB
+from fer_ray.config.stores import StoresConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import UsageError
 
@@ -41,7 +42,7 @@ class ImportedModel:
 
 
 @config("The model")
-class ImportConfig:
+class ImportConfig(StoresConfig):
     """What `fer-ray import-model` can be told."""
 
     onnx: PathText = option(default="", help="the network: one ONNX file with one input and one output (required)", metavar="FILE")
@@ -59,9 +60,9 @@ class ImportConfig:
     dataset: PathText = option(
         default="", help="data set whose validation faces calibrate its confidences (default: they stay as they are)", metavar="DIR"
     )
-    s3_endpoint: str = option(default="", help="address of an S3-compatible store (default: AWS_ENDPOINT_URL, or AWS)", metavar="URL")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(bool(self.onnx), "Which network? Give --onnx FILE.")
         check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
         check(len(set(self.classes)) >= 2, "Which emotions does it tell apart? Give --classes in the order of its outputs.")

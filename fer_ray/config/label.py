@@ -7,13 +7,12 @@ import datetime
 import re
 from dataclasses import field
 from typing import Any
-from urllib.parse import urlsplit
 
 from fer_ray.config.options import PathText, check, check_part, config, option
+from fer_ray.config.stores import StoresConfig
 from fer_ray.errors import UsageError
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_ENDPOINT_RULE = "The S3 endpoint must look like https://store.example.org:9000, without credentials in it."
 _RUN_ID_RULE = "The run id must be 1 to 128 letters, digits, '.', '_' or '-' and begin with a letter or digit."
 
 
@@ -51,12 +50,12 @@ class LabelingOptions:
 
 
 @config("The run")
-class LabelConfig:
+class LabelConfig(StoresConfig):
     """What `jobs/label.py` can be told."""
 
     input: tuple[PathText, ...] = option(
         default=(),
-        help="folders, s3://bucket/prefix, tar shards, or Parquet or CSV lists of URIs (default: the demo photographs of packages)",
+        help="folders, s3://, gs:// or az://bucket/prefix, https:// files, tar shards, lists of URIs (default: the demo photographs)",
         metavar="URI",
         group="Input and output",
     )
@@ -68,12 +67,9 @@ class LabelConfig:
     )
     model: PathText = option(
         default="",
-        help="fer2013, ferplus (bundled), a folder, or s3://bucket/prefix (default: ferplus)",
+        help="fer2013, ferplus (bundled), a folder, s3://, gs:// or az://bucket/prefix (default: ferplus)",
         metavar="NAME|DIR",
         group="Input and output",
-    )
-    s3_endpoint: str = option(
-        default="", help="address of an S3-compatible store (default: AWS_ENDPOINT_URL, or AWS)", metavar="URL", group="Input and output"
     )
     run_id: str = option(
         default="",
@@ -113,12 +109,10 @@ class LabelConfig:
     labeling: LabelingOptions = field(default_factory=LabelingOptions)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(bool(self.output) or not self.input, "Where to? Give --output FOLDER for the tables.")
         if self.gpus:
             check_part(self, "gpus")
-        parts = urlsplit(self.s3_endpoint)
-        plain = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-        check(not self.s3_endpoint or bool(plain), _ENDPOINT_RULE)
         check(not self.run_id or bool(_RUN_ID.fullmatch(self.run_id)), _RUN_ID_RULE)
         if self.run_date:
             try:

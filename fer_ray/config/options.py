@@ -41,6 +41,7 @@ def option(
     ge: float | None = None,
     lt: float | None = None,
     le: float | None = None,
+    kw_only: bool = False,
 ) -> Option:
     """A field of a config class that is also a command-line flag and a key of YAML files.
 
@@ -54,11 +55,14 @@ def option(
         ge: At least this.
         lt: Below this.
         le: At most this.
+        kw_only: Whether it is given by name alone, so that a class may inherit it without a change of what comes first.
     """
     shown: Any = {"metavar": metavar, "group": group, "choices": list(choices)}
     pattern = f"^({'|'.join(choices)})$" if choices else None
     make: Any = pydantic.Field
-    field: Option = make(default=default, description=help, json_schema_extra=shown, pattern=pattern, gt=gt, ge=ge, lt=lt, le=le)
+    field: Option = make(
+        default=default, description=help, json_schema_extra=shown, pattern=pattern, gt=gt, ge=ge, lt=lt, le=le, kw_only=kw_only
+    )
     return field
 
 

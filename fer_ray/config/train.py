@@ -9,6 +9,7 @@ from typing import Any
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.options import PathText, check, check_part, config, option
 from fer_ray.config.recipe import Recipe
+from fer_ray.config.stores import STORE_OPTIONS
 
 
 @config("The training")
@@ -56,7 +57,7 @@ class TrainConfig:
         return {
             "workers": self.workers,
             "dataset": {
-                key: value for key, value in dataclasses.asdict(self.data).items() if key not in ("dataset", "ferplus", "s3_endpoint")
+                key: value for key, value in dataclasses.asdict(self.data).items() if key not in ("dataset", "ferplus", *STORE_OPTIONS)
             }
             | {"ferplus": bool(self.data.ferplus)},
             **dataclasses.asdict(self.recipe),

@@ -9,6 +9,7 @@ from typing import Any
 
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.options import PathText, check, check_part, config, option
+from fer_ray.config.stores import STORE_OPTIONS
 from fer_ray.errors import UsageError
 
 SEARCHERS = ("tpe", "random", "grid")
@@ -81,4 +82,6 @@ class TuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values: what must be the same for a search to be gone on with."""
         values = dataclasses.asdict(self)
+        for name in STORE_OPTIONS[1:]:  # searches of version 0.1 know the first alone
+            del values["data"][name]
         return {name: value for name, value in values.items() if name not in _NOT_OF_THE_SEARCH}

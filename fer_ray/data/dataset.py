@@ -141,7 +141,7 @@ def read_raw(
     Raises:
         DatasetError, StorageError: as `load_dataset`.
     """
-    storage = Storage(config.s3_endpoint)
+    storage = Storage.of(config)
     layout = find_layout(config.dataset, storage)
     classes, labeled, findings = split_and_label(layout.samples, config, storage, splits)
     findings = [*layout.findings, *findings]

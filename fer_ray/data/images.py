@@ -13,14 +13,14 @@ import numpy as np
 from fer_ray.config.recipe import RGB
 from fer_ray.data.layouts import Sample
 from fer_ray.errors import ImageError
-from fer_ray.io.storage import S3, Storage
+from fer_ray.io.storage import Storage, is_remote
 from fer_ray.schema import Status
 from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
 
 MAX_FILE_MEGABYTES = 64.0
 MAX_MEGAPIXELS = 64.0
-S3_READERS = 24  # threads: a store answers slowly, but many at once
+REMOTE_READERS = 24  # threads: a store answers slowly, but many at once
 FILE_READERS = 2  # threads: decoding keeps the cores busy
 CHUNK = 64  # images that a thread reads in a row
 
@@ -64,8 +64,8 @@ def read_images(storage: Storage, samples: Sequence[Sample], image_size: int, co
             if images is not None:
                 images[position] = _fit(pixels, image_size, color)
 
-    remote = any(sample.entry and sample.entry.image_uri.startswith(S3) for sample in samples[:1])
-    with ThreadPoolExecutor(S3_READERS if remote else FILE_READERS) as pool:
+    remote = any(sample.entry and is_remote(sample.entry.image_uri) for sample in samples[:1])
+    with ThreadPoolExecutor(REMOTE_READERS if remote else FILE_READERS) as pool:
         for _ in pool.map(read_chunk, range(0, len(samples), CHUNK)):
             pass
     return faces

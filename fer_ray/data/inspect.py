@@ -39,7 +39,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     Raises:
         DatasetError, StorageError: as `load_dataset`, or the output cannot be written.
     """
-    storage, output = Storage(config.data.s3_endpoint), absolute(config.output, "output")
+    storage, output = Storage.of(config.data), absolute(config.output, "output")
     storage.check_writable(output)
     raw = read_raw(config.data, SIDE, RGB, keep_images=False)
     counts = {split: _counts(labeled, raw.faces[split].problems, raw.classes) for split, labeled in raw.labeled.items()}

@@ -13,7 +13,7 @@ from fer_ray.data.fer2013_csv import Row, read_pixel_csv
 from fer_ray.emotions import emotion_of
 from fer_ray.errors import DatasetError, UsageError
 from fer_ray.io.folders import path_of_uri
-from fer_ray.io.storage import S3, Storage, absolute
+from fer_ray.io.storage import Storage, absolute, is_remote
 from fer_ray.schema import IMAGE_SUFFIXES, ImageEntry
 from fer_ray.text import first_few, plural, sanitize
 
@@ -130,7 +130,7 @@ class _Folder:
 def _read_tree(storage: Storage, uri: str, dataset: str) -> _Folder:
     """The folders below the data set's address, from one listing; what systems hide is left out."""
     root, prefix = _Folder(), uri.rstrip("/") + "/"
-    if not uri.startswith(S3) and storage.stat(uri):
+    if not is_remote(uri) and storage.stat(uri):
         raise DatasetError(f"The data set {dataset} is a file: give its folder, unpacked, or a fer2013.csv.")
     for entry in storage.list_files(uri):
         path = path_of_uri(entry.image_uri)

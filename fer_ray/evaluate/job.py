@@ -106,7 +106,7 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         UsageError: a model, the data set or the output cannot be used; nothing was written.
         StorageError: the output cannot be written after all.
     """
-    storage, progress = Storage(config.data.s3_endpoint), progress or make_progress()
+    storage, progress = Storage.of(config.data), progress or make_progress()
     with ExitStack() as copies:
         try:
             output = absolute(config.output, "output")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from fer_ray.errors import UsageError
 from fer_ray.io.folders import FolderStore
-from fer_ray.io.storage import S3, Storage, absolute
+from fer_ray.io.storage import WEB, Storage, absolute, is_remote, lower_name
 from fer_ray.io.tar import ARCHIVE, archive_of, images_in
 from fer_ray.io.uri_list import LISTS, read_list
 from fer_ray.schema import ImageEntry
@@ -20,9 +21,9 @@ def list_images(storage: Storage, inputs: Iterable[str], excluded: str, indexes:
         UsageError: an input that cannot be listed.
     """
     for uri in inputs:
-        is_list = uri.lower().endswith(LISTS) and storage.stat(uri)
+        is_list = lower_name(uri).endswith(LISTS) and storage.stat(uri)
         for entry in read_list(storage, uri) if is_list else _files(storage, uri, excluded):
-            if entry.image_uri.lower().endswith(ARCHIVE):
+            if lower_name(entry.image_uri).endswith(ARCHIVE):
                 found = storage.stat(entry.image_uri) if is_list else entry
                 yield from images_in(storage, found or entry, indexes)
             else:
@@ -38,7 +39,9 @@ def check_inputs(storage: Storage, inputs: Iterable[str]) -> tuple[str, ...]:
     checked = []
     for given in inputs:
         uri = absolute(given, "input")
-        if not uri.startswith(S3) and storage.stat(uri) is None:
+        if uri.startswith(WEB) and storage.stat(uri) is None:
+            raise UsageError(f"There is no file at {uri}: name an existing one.")
+        if not is_remote(uri) and storage.stat(uri) is None:
             FolderStore().check_listable(uri)
         checked.append(uri)
     return tuple(checked)
@@ -59,11 +62,11 @@ def read_image_named(storage: Storage, uri: str, max_megabytes: float) -> bytes:
 
 
 def _files(storage: Storage, uri: str, excluded: str) -> Iterator[ImageEntry]:
-    """Everything below a folder or prefix, or a single file; in S3 both may be there."""
-    found = None if uri.startswith(S3) else storage.stat(uri)
+    """Everything below a folder or prefix, or a single file; in a store both may be there."""
+    found = None if is_remote(uri) else storage.stat(uri)
     if found is None:
         yield from storage.list_files(uri, excluded)
-    if uri.startswith(S3) and not uri.endswith("/"):
+    if is_remote(uri) and (not uri.endswith("/") or uri.startswith(WEB)):
         found = storage.stat(uri)
     if found:
         yield found

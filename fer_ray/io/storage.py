@@ -1,4 +1,4 @@
-"""The one way to open what users name, in folders and in S3: list it, read it, write it so that a name stands for a whole file."""
+"""The one way to open what users name, in folders, stores and on the web: list it, read it, write it so that a name is a whole file."""
 
 from __future__ import annotations
 
@@ -10,34 +10,76 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fer_ray.errors import AccessError, ImageError, TooLargeError, UsageError
 from fer_ray.io.folders import FolderStore
 from fer_ray.schema import ImageEntry, Status
 
 if TYPE_CHECKING:
-    from fer_ray.io.s3 import ObjectStore
+    from fer_ray.io.cloud import CloudStore
+    from fer_ray.io.s3 import S3Store
+    from fer_ray.io.web import WebStore
 
 S3 = "s3://"
+CLOUDS = ("gs://", "az://")
+WEB = ("https://", "http://")
 MAX_SMALL_FILE = 256 << 20
+
+
+class StoreOptions(Protocol):
+    """The settings of a job that say how to get at stores."""
+
+    @property
+    def s3_endpoint(self) -> str: ...
+
+    @property
+    def public_buckets(self) -> tuple[str, ...]: ...
+
+    @property
+    def requester_pays(self) -> bool: ...
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Folders of this machine, and S3 at `s3_endpoint` (empty: AWS, or what AWS_ENDPOINT_URL names).
+    """Folders of this machine, S3, Google Cloud Storage, Azure Blob Storage, and files on the web.
 
     It holds no connection and no secret: any process can be given one.
+
+    Args:
+        s3_endpoint: Address of an S3-compatible store (empty: AWS, or what AWS_ENDPOINT_URL names).
+        public_buckets: Buckets that are read without credentials.
+        requester_pays: Whether to pay for requests where a bucket of S3 wants that.
     """
 
     s3_endpoint: str = ""
+    public_buckets: tuple[str, ...] = ()
+    requester_pays: bool = False
 
-    def _of(self, uri: str) -> FolderStore | ObjectStore:
+    @classmethod
+    def of(cls, options: StoreOptions) -> Storage:
+        """As a job's settings say."""
+        return cls(options.s3_endpoint, options.public_buckets, options.requester_pays)
+
+    def _of(self, uri: str) -> FolderStore | S3Store | CloudStore | WebStore:
+        if uri.startswith(CLOUDS):
+            from fer_ray.io.cloud import CloudStore  # what each store needs takes a while to load
+
+            return CloudStore(self.public_buckets)
+        if uri.startswith(WEB):
+            from fer_ray.io.web import WebStore
+
+            return WebStore()
+        return self._writable(uri)
+
+    def _writable(self, uri: str) -> FolderStore | S3Store:
+        if uri.startswith((*CLOUDS, *WEB)):
+            raise UsageError(f"{uri} cannot be written: results go to folders and to s3:// addresses.")
         if not uri.startswith(S3):
             return FolderStore()
-        from fer_ray.io.s3 import ObjectStore  # boto3 takes a while to load
+        from fer_ray.io.s3 import S3Store
 
-        return ObjectStore(self.s3_endpoint)
+        return S3Store(self.s3_endpoint, self.public_buckets, self.requester_pays)
 
     def list_files(self, folder: str, excluded: str | None = None) -> Iterator[ImageEntry]:
         """Every file below `folder` but not below `excluded`, in the order of their names' bytes; memory stays flat."""
@@ -66,12 +108,12 @@ class Storage:
 
     def write(self, uri: str, content: bytes, replace: bool = True) -> bool:
         """Store the bytes, whole or not at all; False where the name is taken and `replace` is off."""
-        return self._of(uri).write(uri, content, replace)
+        return self._writable(uri).write(uri, content, replace)
 
     @contextmanager
     def writing(self, uri: str) -> Iterator[Path]:
         """A temporary path to write to that becomes `uri` at the end, or leaves nothing when the block raises."""
-        store = self._of(uri)
+        store = self._writable(uri)
         if isinstance(store, FolderStore):
             temporary = store.temporary_for(uri)
             try:
@@ -88,11 +130,11 @@ class Storage:
     def remove(self, *uris: str) -> None:
         """Delete files; those that are gone already are none the less gone."""
         for uri in uris:
-            self._of(uri).remove([uri])
+            self._writable(uri).remove([uri])
 
     def remove_folder(self, folder: str) -> None:
         """Delete everything below a folder."""
-        store = self._of(folder)
+        store = self._writable(folder)
         if isinstance(store, FolderStore):
             store.remove_folder(folder)
         else:
@@ -100,7 +142,7 @@ class Storage:
 
     def remove_stale(self, folder: str, before: datetime.datetime) -> None:
         """Remove half-written files and uploads that were left before then."""
-        self._of(folder).remove_stale(folder, before)
+        self._writable(folder).remove_stale(folder, before)
 
     def check_writable(self, folder: str) -> None:
         """Make sure that a folder can be written; leaves nothing.
@@ -108,7 +150,7 @@ class Storage:
         Raises:
             StorageError: it cannot.
         """
-        self._of(folder).check_writable(folder)
+        self._writable(folder).check_writable(folder)
 
     def read_image(self, entry: ImageEntry, max_megabytes: float) -> bytes:
         """The bytes of an image.
@@ -130,21 +172,42 @@ class Storage:
             raise ImageError(Status.UNREADABLE, f"The file cannot be read ({error.reason}).") from error
 
 
+def is_remote(uri: str) -> bool:
+    """Whether it lies on other machines: in a store or on the web."""
+    return uri.startswith((S3, *CLOUDS, *WEB))
+
+
 def absolute(uri: str, what: str) -> str:
-    """The address as it stands in S3, the absolute path otherwise; `what` names it in the error.
+    """The address as it stands in a store or on the web, the absolute path otherwise; `what` names it in the error.
 
     Raises:
-        UsageError: it is neither a path nor an s3:// address.
+        UsageError: it is neither a path nor an address that can be read.
     """
+    scheme, mark, rest = uri.partition("://")
+    if not mark:
+        return os.path.abspath(uri)
+    uri = f"{scheme.lower()}{mark}{rest}"
     if uri.startswith(S3):
         from fer_ray.io.s3 import split
 
         bucket, key = split(uri)
         return f"{S3}{bucket}/{key}"
-    if "://" in uri:
-        scheme = uri.partition("://")[0]
-        raise UsageError(f"The {what} is a {scheme}:// address, which is not supported: give a folder or s3://bucket/prefix.")
-    return os.path.abspath(uri)
+    if uri.startswith(CLOUDS):
+        from fer_ray.io import cloud
+
+        return "/".join(cloud.split(uri))
+    if uri.startswith(WEB):
+        from fer_ray.io.web import check_address
+
+        return check_address(uri)
+    raise UsageError(
+        f"The {what} is a {scheme}:// address, which is not supported: give a folder, s3://bucket/prefix, gs://, az:// or https://."
+    )
+
+
+def lower_name(uri: str) -> str:
+    """What the ends of names are compared with: an address on the web without its query, in small letters."""
+    return (uri.partition("?")[0] if uri.startswith(WEB) else uri).lower()
 
 
 def join(folder: str, *names: str) -> str:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fer_ray.errors import UsageError
-from fer_ray.io.storage import S3, Storage, absolute, join
+from fer_ray.io.storage import S3, Storage, absolute, join, lower_name
 from fer_ray.schema import LISTING, ImageEntry
 
 LISTS = (".parquet", ".csv", ".csv.gz")
@@ -42,7 +42,7 @@ def read_list(storage: Storage, uri: str) -> Iterator[ImageEntry]:
     """
     try:
         with storage.open(uri) as file:
-            rows = _parquet_rows(file) if uri.lower().endswith(".parquet") else _csv_rows(file, uri)
+            rows = _parquet_rows(file) if lower_name(uri).endswith(".parquet") else _csv_rows(file, uri)
             for row in rows:
                 yield ImageEntry(**row)
     except (pa.ArrowException, UnicodeDecodeError, csv.Error, KeyError, OSError, EOFError, ValueError) as error:
@@ -73,7 +73,7 @@ def _cast(batch: pa.RecordBatch, column: str | None, name: str) -> list[Any]:
 
 
 def _csv_rows(file: io.BufferedReader, uri: str) -> Iterator[dict[str, Any]]:
-    binary = gzip.GzipFile(fileobj=file) if uri.lower().endswith(".gz") else file
+    binary = gzip.GzipFile(fileobj=file) if lower_name(uri).endswith(".gz") else file
     with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text)
         first = next(rows, [])

@@ -79,7 +79,7 @@ def identify(config: LabelConfig) -> Run:
     Raises:
         UsageError: an input, the output, the model or the store cannot be used.
     """
-    storage = Storage(config.s3_endpoint)
+    storage = Storage.of(config)
     try:
         output = absolute(config.output or demo_photos.OUTPUT, "output")
         inputs = check_inputs(storage, config.input) if config.input else (demo_photos.INPUT,)

@@ -23,7 +23,7 @@ from fer_ray.config.import_model import IMPORTED, ImportedModel
 from fer_ray.config.recipe import ModelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import BundleError, TooLargeError, UsageError
-from fer_ray.io.storage import S3, Storage, join
+from fer_ray.io.storage import Storage, is_remote, join
 from fer_ray.models.metrics import softmax
 from fer_ray.models.onnx_network import Device, OnnxNetwork
 from fer_ray.typing import Float32Array, Float64Array, UInt8Array
@@ -104,12 +104,12 @@ def resolve(model: str) -> str:
 
 @contextmanager
 def local_copy(storage: Storage, model: str) -> Iterator[str]:
-    """The bundle's folder on this machine: itself, or a temporary copy of one in S3.
+    """The bundle's folder on this machine: itself, or a temporary copy of one in a store.
 
     Raises:
         BundleError: there is no bundle there, or one larger than this version reads.
     """
-    if not model.startswith(S3):
+    if not is_remote(model):
         yield model
         return
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as folder:

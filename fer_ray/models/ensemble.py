@@ -77,7 +77,7 @@ def _averaged(members: list[Member[KerasNetwork]]) -> Member[KerasNetwork]:
 
 def _load(config: EnsembleConfig) -> tuple[list[Bundle[KerasNetwork]], list[dict[str, Any]]]:
     """The bundles, and what each says of its training."""
-    storage, loaded, lineages = Storage(config.data.s3_endpoint), [], []
+    storage, loaded, lineages = Storage.of(config.data), [], []
     with ExitStack() as copies:
         for name in config.model:
             place = absolute(bundle.resolve(name), "model")

@@ -58,7 +58,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         UsageError: the bundle, the data set or the output cannot be used, or a package is missing. Nothing was written.
         FerRayError: the conversion failed, or its result does not agree with the bundle. Nothing was written.
     """
-    storage, output = Storage(config.s3_endpoint), absolute(config.output, "output").rstrip("/")
+    storage, output = Storage.of(config), absolute(config.output, "output").rstrip("/")
     _check_packages(config.format)
     _check_output(storage, output, config.format)
     threads = _load_tensorflow()
@@ -132,7 +132,7 @@ def _real_crops(config: ExportConfig, original: Bundle[KerasNetwork]) -> tuple[U
         return crops[::2], crops[1::2]
     from fer_ray.data.dataset import load_dataset
 
-    wanted = DatasetConfig(dataset=config.dataset, s3_endpoint=config.s3_endpoint)
+    wanted = DatasetConfig(dataset=config.dataset, **config.store_options())
     images = load_dataset(wanted, original.image_size, original.color, splits=("validation",)).validation.images
     if len(images) < MIN_CROPS:
         raise DatasetError(f"The data set {config.dataset} has {len(images)} validation images: an export needs {MIN_CROPS} at least.")

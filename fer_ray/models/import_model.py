@@ -90,7 +90,7 @@ def _write(config: ImportConfig, takes: ImportedModel, folder: Path) -> dict[str
 
 def _calibrate(config: ImportConfig, network: OnnxNetwork) -> tuple[float, dict[str, float], dict[str, Any]]:
     """The temperature and the figures on validation faces, and which faces these were."""
-    wanted = DatasetConfig(dataset=config.dataset, s3_endpoint=config.s3_endpoint)
+    wanted = DatasetConfig(dataset=config.dataset, **config.store_options())
     data = load_dataset(wanted, config.image_size, config.color, splits=(VALIDATION,))
     if lacking := set(data.classes) - set(config.classes):
         raise DatasetError(f"The data set {config.dataset} has {', '.join(sorted(lacking))}, which the network does not know.")

@@ -83,7 +83,7 @@ def _with_model_of_start(config: TrainConfig) -> TrainConfig:
     """With --start-from, the model is that of the bundle."""
     if not config.start_from:
         return config
-    with bundle.local_copy(Storage(config.data.s3_endpoint), config.start_from) as folder:
+    with bundle.local_copy(Storage.of(config.data), config.start_from) as folder:
         members = bundle.read_metadata(folder)["members"]
     if len(members) != 1:
         raise UsageError(f"The bundle {config.start_from} holds {len(members)} networks: start from one with a single network.")

@@ -95,7 +95,7 @@ def initial_network(config: TrainConfig, data: Dataset) -> tuple[keras.Model, di
     network = make_network(config.recipe, len(data.classes), NO_WEIGHTS if config.start_from else config.weights)
     if not config.start_from:
         return network, {"initial_weights": Path(config.weights).name} if config.recipe.model.architecture in PRETRAINED else {}
-    with bundle.local_copy(Storage(config.data.s3_endpoint), config.start_from) as folder:
+    with bundle.local_copy(Storage.of(config.data), config.start_from) as folder:
         start = keras_bundle.load(folder)
     same_classes = start.classes == data.classes
     for layer, trained in zip(network.layers, start.members[0].network.model.layers, strict=True):

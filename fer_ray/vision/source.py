@@ -13,13 +13,13 @@ from PIL import Image
 from fer_ray.errors import ImageError, UsageError
 from fer_ray.io.folders import RAW_NAME_PREFIX, uri_of_path
 from fer_ray.io.inputs import read_image_named
-from fer_ray.io.storage import S3, Storage
+from fer_ray.io.storage import Storage, is_remote
 from fer_ray.schema import Status
 from fer_ray.typing import AnyArray, UInt8Array
 from fer_ray.vision.decode import DecodedImage, decode, decode_array, decode_pillow
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_KINDS = "a path, an s3:// address, the bytes of a file, an open file, a Pillow image or an array of uint8"
+_KINDS = "a path, an address (s3://, gs://, az://, https://), the bytes of a file, an open file, a Pillow image or an array of uint8"
 _SHAPES = "uint8 of shape (h, w), (h, w, 3) RGB or (h, w, 4) RGBA, or (n, h, w, 3) for many"
 
 
@@ -104,7 +104,7 @@ def decode_source(source: Source, content: bytes | None, max_megapixels: float, 
 def _uri_of(image: str | os.PathLike[str], what: str) -> str:
     uri = uri_of_path(os.fsdecode(image))
     scheme = _SCHEME.match(uri)
-    if scheme and scheme[0] not in (S3, RAW_NAME_PREFIX):
+    if scheme and scheme[0] != RAW_NAME_PREFIX and not is_remote(uri):
         raise UsageError(f"{what} is at an {scheme[0]} address, which cannot be read: download it, and give its path or its bytes.")
     return uri
 

@@ -1,6 +1,7 @@
 """Every file is listed once, in order, whatever its name; a name stands only for a whole file; in folders and in S3."""
 
 import os
+import pickle
 import re
 import socket
 import subprocess
@@ -14,9 +15,10 @@ from types import SimpleNamespace
 import botocore.endpoint
 import pytest
 from stores import KEYS_PER_PAGE, FaultyProxy, MachineMetadata, S3Server
+from web_server import MODIFIED, Answer, WebServer
 
-from fer_ray.errors import AccessError, ImageError, StorageError, UsageError
-from fer_ray.io import s3, storage
+from fer_ray.errors import AccessError, ImageError, StorageError, TooLargeError, UsageError
+from fer_ray.io import s3, s3_client, storage
 from fer_ray.io.storage import Storage, join
 from fer_ray.schema import ImageEntry, Status
 
@@ -35,7 +37,15 @@ ODD_NAMES = [
     "line\nbreak.jpg",
     "s3:/x.jpg",
 ]
-ODD_KEYS = [*(name for name in ODD_NAMES if "\n" not in name), "two//slashes.jpg", "/leading.jpg", "ends in/"]  # moto takes no line break
+ODD_KEYS = [
+    *(name for name in ODD_NAMES if "\n" not in name),
+    "two//slashes.jpg",
+    "/leading.jpg",
+    "ends in/",
+    "x/../y.jpg",
+    "x/./z.jpg",
+]  # moto takes no line break
+LISTED = "<LastModified>2026-11-20T12:30:00.000Z</LastModified><ETag>&quot;1&quot;</ETag>"
 MANY = [f"many/{n:04d}" for n in range(2 * KEYS_PER_PAGE + 10)]
 
 
@@ -83,6 +93,61 @@ def test_odd_keys_of_more_than_one_page_are_listed_in_order_and_read_back(
     assert [entry.image_uri for entry in store.list_files(f"s3://{bucket}/in/many/000")] == []
     store.remove_folder(f"s3://{bucket}/in/many")
     assert len(list(store.list_files(f"s3://{bucket}/in"))) == len(ODD_KEYS) + 1
+
+
+def test_slashes_at_the_ends_of_keys_are_kept_in_a_whole_bucket(s3_server: S3Server, bucket: str) -> None:
+    """obstore drops them without a word."""
+    keys = ["/leading.jpg", "leading.jpg", "photos", "photos/"]
+    for key in keys:
+        s3_server.client().put_object(Bucket=bucket, Key=key, Body=key.encode())
+    store = Storage(s3_server.endpoint)
+    uris = [entry.image_uri for entry in store.list_files(f"s3://{bucket}")]
+    assert uris == [f"s3://{bucket}/{key}" for key in keys]
+    for _ in range(2):
+        assert [store.read(uri) for uri in uris] == [key.encode() for key in keys]
+
+
+def test_images_come_through_obstore_once_boto3_found_the_bucket(s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times cheaper; whatever goes wrong is boto3's again."""
+    store, uri = Storage(s3_server.endpoint), f"s3://{bucket}/ä b#c.jpg"
+    store.write(uri, b"0123456789")
+    assert store.read(uri) == b"0123456789"
+    monkeypatch.setattr(s3, "_with_whole_body", lambda get: pytest.fail("boto3 is asked"))
+    entry = store.stat(uri)
+    assert entry and pickle.loads(pickle.dumps(store)).read(uri) == b"0123456789"
+    assert store.read_part(uri, 3, 4, 4, entry.etag) == b"3456"
+    with pytest.raises(TooLargeError):
+        store.read(uri, 9)
+    with store.open(uri, read_ahead=4) as file:
+        assert (file.read(3), file.seek(8), file.read(9)) == (b"012", 8, b"89")
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError):
+        store.read(f"s3://{bucket}/other")
+
+
+def test_a_public_bucket_is_asked_without_credentials_and_a_payer_says_so(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = (
+        f"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>a.jpg</Key><Size>3</Size>{LISTED}</Contents></ListBucketResult>"
+    )
+    query = "?list-type=2&prefix=&encoding-type=url"
+    answers: dict[str, Answer | list[Answer]] = {
+        "/b-1/a.jpg": Answer(b"abc", headers={"Last-Modified": MODIFIED}),
+        f"/b-1{query}": Answer(listing.encode()),
+    }
+    for public, payer in ((("b-1",), False), ((), True)):
+        server = WebServer(answers)
+        try:
+            store = Storage(server.endpoint, public, payer)
+            (entry,) = store.list_files("s3://b-1")
+            assert entry.image_uri == "s3://b-1/a.jpg" and entry.etag == "1" and entry.size_bytes == 3
+            assert [store.read(entry.image_uri) for _ in range(2)] == [b"abc", b"abc"]
+            assert store.stat(entry.image_uri)
+            assert len(server.asked) == 4
+            for asked in server.asked:
+                assert ("Authorization" in asked.headers) == (not public), asked.path
+                assert asked.headers.get("x-amz-request-payer") == ("requester" if payer else None), asked.path
+        finally:
+            server.stop()
 
 
 def test_what_cannot_be_read_is_an_entry_and_a_status(tmp_path: Path) -> None:
@@ -147,8 +212,8 @@ def test_a_wrong_endpoint_is_told_in_seconds(s3_server: S3Server, tmp_path: Path
 
 
 def test_an_endpoint_that_never_answers_is_asked_once(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "READ_SECONDS", 0.5)
-    monkeypatch.setattr(s3, "_ray_is_at_work", lambda: False)
+    monkeypatch.setattr(s3_client, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(s3_client, "_ray_is_at_work", lambda: False)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         store = Storage(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(AccessError, match=r"cannot be read \(ReadTimeoutError\): check the endpoint"):
@@ -250,7 +315,10 @@ def test_places_that_cannot_be_used_are_named(tmp_path: Path, s3_server: S3Serve
     for complaint, use in uses.items():
         with pytest.raises(StorageError, match=complaint):
             use()
-    for uri in ("gs://bucket/key", "s3://key:secret@bucket/x", "s3:///x"):
+    for uri in ("ftp://host/secret", "s3://key:secret@bucket/x", "s3:///x", "gs://key:secret@bucket/x", "az:///x"):
         with pytest.raises(UsageError) as caught:
             storage.absolute(uri, "input")
         assert "secret" not in str(caught.value)
+    for uri in ("gs://bucket/tables", "az://bucket/tables", "https://server/tables"):
+        with pytest.raises(UsageError, match="cannot be written: results go to folders and to s3://"):
+            store.check_writable(uri)

@@ -84,7 +84,7 @@ def test_what_holds_no_image_is_refused_by_its_name(labeler: Labeler, photograph
         "cannot be a dict": {"path": "one.jpg"},
         "cannot be a DataFrame": labeler.label(photographs["camera"]).to_pandas(),
         "Image 1 cannot be a list": [photographs["camera"], [1, 2]],
-        "at an https:// address, which cannot be read": "https://example.org/one.jpg?token=secret",
+        "at an ftp:// address, which cannot be read": "ftp://example.org/one.jpg?token=secret",
         "does not give bytes: open it with mode 'rb'": io.StringIO("text"),
     }
     for complaint, image in refused.items():

@@ -67,7 +67,7 @@ def test_two_nights_over_s3_label_everything_once_and_then_what_is_new(
         client.put_object(Bucket="nights", Key=f"models/best/{file.name}", Body=file.read_bytes())
     proxy = FaultyProxy(s3_server.endpoint, share=0.05)
     inputs = ("s3://nights/in", "s3://nights/list.csv")
-    night = LabelConfig(inputs, "s3://nights/in/tables", "s3://nights/models/best", proxy.endpoint, run_date="2026-11-20")
+    night = LabelConfig(inputs, "s3://nights/in/tables", "s3://nights/models/best", s3_endpoint=proxy.endpoint, run_date="2026-11-20")
     try:
         summary, exit_code = label(night)
         assert (exit_code, summary["images_total"], summary["images_failed"], summary["faces_total"]) == (0, 69, 2, 67)

@@ -1,0 +1,212 @@
+"""Files behind http:// and https:// addresses, read through urllib3.
+
+Not through obstore: its HTTPStore needs a client of its own for every address with a query, refuses answers that do not
+announce their length, and follows every redirect.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import functools
+import io
+import random
+import re
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import TypeVar
+
+import urllib3
+from urllib3.exceptions import HTTPError, IncompleteRead
+from urllib3.util import Timeout
+
+from fer_ray.errors import AccessError, TooLargeError, UsageError
+from fer_ray.io.ranged import RangedFile
+from fer_ray.schema import ImageEntry
+
+SCHEMES = ("https://", "http://")
+CONNECT_SECONDS = 10
+READ_SECONDS = 30
+ATTEMPTS = 5  # to read a file, with waits of 4 to 8 s together; a list of many servers names dead ones, so no longer
+SECONDS_BEFORE_RETRY = 0.5  # doubled each time
+MAX_REDIRECTS = 5
+SERVERS = 64  # that connections are kept to
+CONNECTIONS = 32  # to one of them
+
+_OVERLOADED = (429, 500, 502, 503, 504)
+_MISSING = (404, 410)
+_NO_HEAD = (405, 501)
+_SECRETS = re.compile(
+    r"[?&](x-amz-(credential|signature|security-token)|x-goog-(credential|signature)|awsaccesskeyid|signature|sig|(access_?)?token|api_?key)=",
+    re.IGNORECASE,
+)
+
+
+Answered = TypeVar("Answered")
+
+
+class _OverloadedError(Exception):
+    """The server asks for another try."""
+
+
+class WebStore:
+    """Single files; a server has no listing. Only http and https are spoken, and https is never left for http."""
+
+    def list_files(self, folder: str, excluded: str | None) -> Iterator[ImageEntry]:
+        """Nothing: servers do not list."""
+        return iter(())
+
+    def stat(self, uri: str) -> ImageEntry | None:
+        """The file without its contents, as far as the server says; None where there is none."""
+        if "#" in uri:  # never sent to a server: it names what is inside of an archive
+            return None
+        answer = _with_retries(uri, lambda: _look("HEAD", uri))
+        if answer.status in _NO_HEAD:
+            answer = _with_retries(uri, lambda: _look("GET", uri))
+        if answer.status in _MISSING:
+            return None
+        _check_status(answer, uri)
+        size = answer.headers.get("Content-Length", "")
+        etag = answer.headers.get("ETag", "")
+        return ImageEntry(uri, int(size) if size.isdecimal() else None, _time(answer.headers.get("Last-Modified")), etag.strip('"') or None)
+
+    def read(self, uri: str, limit: float, start: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
+        """The file, or `length` bytes of it from `start`; with `etag`, only as long as it still has that one.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            TooLargeError: more than `limit` bytes would have to be read; not many more were.
+            AccessError: it cannot be read.
+        """
+        if length == 0:
+            return b""
+        headers = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
+        if etag and not etag.startswith("W/"):  # a weak one does not tell that the bytes are the same
+            headers["If-Match"] = f'"{etag}"'
+        return _with_retries(uri, lambda: _body(_ask("GET", uri, headers), uri, limit, length))
+
+    def open(self, uri: str, read_ahead: int) -> io.BufferedReader:
+        """The file, read by ranges of at least `read_ahead` bytes, or at once where the server does not say how large it is."""
+        found = self.stat(uri)
+        if found is None:
+            raise FileNotFoundError(uri)
+        if found.size_bytes is None:
+            raise AccessError(f"{uri} cannot be read (the server does not say how large it is): copy it here.", "its size is not known")
+
+        def read_range(start: int, length: int) -> bytes:
+            return self.read(uri, length, start, length)
+
+        return io.BufferedReader(RangedFile(read_range, found.size_bytes), read_ahead)
+
+
+def check_address(uri: str) -> str:
+    """The address as it stands.
+
+    Raises:
+        UsageError: it names no server, or holds what must not stand in tables; it is not shown.
+    """
+    parts = urllib.parse.urlsplit(uri)
+    if not parts.hostname or "@" in parts.netloc:
+        raise UsageError("A web address names no server, or holds a password: write https://server/path, and no credentials in it.")
+    if _SECRETS.search(uri):
+        raise UsageError(
+            f"An address at {parts.hostname} holds a signature or token, which the tables would show: "
+            "name the bucket (s3://, gs://, az://) and give credentials, or copy the files."
+        )
+    return uri
+
+
+def _body(answer: urllib3.BaseHTTPResponse, uri: str, limit: float, length: int | None) -> bytes:
+    try:
+        if answer.status in _MISSING:
+            raise FileNotFoundError(uri)
+        _check_status(answer, uri)
+        if length is not None and answer.status != 206:
+            raise AccessError(f"{uri} cannot be read (the server sends no parts of files): copy it here.", "the server sends no parts")
+        announced = answer.headers.get("Content-Length", "")
+        if announced.isdecimal() and int(announced) > limit:
+            raise TooLargeError(int(announced))
+        content = answer.read(int(limit) + 1, decode_content=False)
+        if len(content) > limit:
+            raise TooLargeError(len(content))
+        if announced.isdecimal() and len(content) < int(announced):
+            raise IncompleteRead(len(content), int(announced) - len(content))
+    except BaseException:
+        answer.close()
+        raise
+    answer.release_conn()
+    return content
+
+
+def _with_retries(uri: str, work: Callable[[], Answered]) -> Answered:
+    """What comes in the end; urllib3 would write addresses into the log, with whatever secret a redirect gave them."""
+    for attempt in range(ATTEMPTS - 1):
+        with suppress(HTTPError, _OverloadedError):
+            return work()
+        time.sleep(random.uniform(0.5, 1) * SECONDS_BEFORE_RETRY * 2**attempt)
+    try:
+        return work()
+    except (HTTPError, _OverloadedError) as error:
+        reason = str(error) if isinstance(error, _OverloadedError) else type(error).__name__
+        raise AccessError(f"{uri} cannot be read ({reason}): check the address and the network.", reason) from None
+
+
+def _look(method: str, uri: str) -> urllib3.BaseHTTPResponse:
+    answer = _ask(method, uri, {})
+    answer.close()
+    return answer
+
+
+def _ask(method: str, uri: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+    """The answer, before its body is read."""
+    url = uri
+    for _ in range(MAX_REDIRECTS + 1):
+        answer = _pool(_proxy(url)).request(method, url, headers=dict(headers), redirect=False, retries=False, preload_content=False)
+        if answer.status in _OVERLOADED:
+            answer.close()
+            raise _OverloadedError(f"status {answer.status}")
+        target = answer.get_redirect_location()
+        if not target:
+            return answer
+        answer.close()
+        url, before = urllib.parse.urljoin(url, target), url
+        if not url.startswith(SCHEMES) or (before.startswith("https:") and not url.startswith("https:")):
+            raise AccessError(
+                f"{uri} cannot be read (it is redirected to another scheme): check the address.", "redirected to another scheme"
+            )
+    raise AccessError(f"{uri} cannot be read (it is redirected again and again): check the address.", "redirected again and again")
+
+
+def _check_status(answer: urllib3.BaseHTTPResponse, uri: str) -> None:
+    if answer.status == 412:
+        raise AccessError(f"{uri} changed since it was listed: start a new run.", "it changed since it was listed")
+    if answer.status not in (200, 206):
+        reason = f"status {answer.status}"
+        raise AccessError(f"{uri} cannot be read ({reason}): check the address and the server.", reason)
+
+
+def _proxy(url: str) -> str | None:
+    parts = urllib.parse.urlsplit(url)
+    return None if urllib.request.proxy_bypass(parts.hostname or "") else urllib.request.getproxies().get(parts.scheme)
+
+
+@functools.lru_cache
+def _pool(proxy: str | None) -> urllib3.PoolManager:
+    """One a process, which threads share."""
+    timeout, headers = Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS), {"User-Agent": "fer-ray", "Accept-Encoding": "identity"}
+    if proxy is None:
+        return urllib3.PoolManager(SERVERS, headers, timeout=timeout, maxsize=CONNECTIONS)
+    login = urllib.parse.urlsplit(proxy)
+    name = urllib.parse.unquote(f"{login.username}:{login.password}") if login.username else None
+    asked = urllib3.make_headers(proxy_basic_auth=name)
+    return urllib3.ProxyManager(proxy, SERVERS, headers, proxy_headers=asked, timeout=timeout, maxsize=CONNECTIONS)
+
+
+def _time(text: str | None) -> datetime | None:
+    try:
+        return email.utils.parsedate_to_datetime(text) if text else None
+    except ValueError:
+        return None

