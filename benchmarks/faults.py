@@ -59,7 +59,8 @@ class Job:
     def __init__(self, endpoint: str, output: Path, environment: dict[str, str]) -> None:
         self.log = output.with_suffix(".log").open("ab")
         line = ["jobs/label.py", "--input", f"s3://{BUCKET}", "--output", str(output), "--s3-endpoint", endpoint]
-        line += ["--run-id", RUN_ID, "--run-date", RUN_DATE, "--no-thumbnails"]  # these are fetched again for the report
+        line += ["--run-id", RUN_ID, "--run-date", RUN_DATE, "--workers", "2"]  # asked for: few images are labeled without Ray
+        line.append("--no-thumbnails")  # these are fetched again for the report
         self.process = self.start(line, environment)
         self.seen: dict[int, psutil.Process] = {}
 

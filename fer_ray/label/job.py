@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,12 +16,12 @@ from fer_ray.config.label import LabelConfig
 from fer_ray.data import demo_photos
 from fer_ray.errors import EXIT_DONE, EXIT_TOO_MANY_FAILED, FerRayError, StorageError, UsageError
 from fer_ray.io.storage import join
-from fer_ray.label.alarm import raise_alarm
 from fer_ray.label.estimate import estimate
 from fer_ray.label.incremental import Counts, find_due
-from fer_ray.label.outcome import describe, run_row, summarize
-from fer_ray.label.plan import Plan, read_parts, read_plan, remove_work, unfinished, write_plan
-from fer_ray.label.publish import clean_up, commit
+from fer_ray.label.local import are_few, label_few
+from fer_ray.label.outcome import describe, raise_alarm, run_row, summarize
+from fer_ray.label.plan import Part, Plan, read_parts, read_plan, remove_work, unfinished, write_plan
+from fer_ray.label.publish import clean_up, commit, publish_tables
 from fer_ray.label.report.event_log import RunLog
 from fer_ray.label.report.page import PAGE_FILE, write_report
 from fer_ray.label.report.picture import draw_picture
@@ -103,20 +104,21 @@ def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress) ->
         row = run_row(run, plan, Counter(), 0.0)
         commit(run, row)
         return row
-    from fer_ray.cluster import connect
-    from fer_ray.label.pipeline import label_to_staging
-    from fer_ray.label.publish import publish_tables
-
     source = sanitize(run.input_uri)
     LOGGER.info("run %s: %s to label, %s known, from %s", run.run_id, plural(plan.images, "image"), f"{plan.skipped:,}", source)
     parts = unfinished(run, plan, read_parts(run, plan))
     labeled, seconds = sum(part.rows for part in parts), 0.0
     if labeled < plan.images:
         LOGGER.info("resuming: %s labeled already", plural(plan.images - labeled, "image"))
-    progress.start("starting Ray")
-    connect()
+    report = _Counter(progress, log)
+    if are_few(run, parts):
+        seconds = label_few(run, plan, parts, report)
+        parts = unfinished(run, plan, parts)
+        if parts:
+            LOGGER.warning("the labeling process ended early: Ray labels the rest, and finds out which image it is")
     if parts:
-        seconds = label_to_staging(run, plan, parts, _Counter(progress, log))
+        progress.start("starting Ray")
+        seconds += _label_with_ray(run, plan, parts, report)
     progress.start("writing the tables")
     counts = publish_tables(run, plan)
     row = run_row(run, plan, counts, labeled / seconds if seconds else 0.0)
@@ -126,6 +128,15 @@ def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress) ->
         LOGGER.info("%s", line)
     LOGGER.info("tables: %s/images, %s/faces, %s/runs", run.output, run.output, run.output)
     return row
+
+
+def _label_with_ray(run: Run, plan: Plan, parts: Sequence[Part], report: Callable[[Counter[str], int], None]) -> float:
+    """As `label_to_staging`, for which Ray is loaded and started."""
+    from fer_ray.cluster import connect
+    from fer_ray.label.pipeline import label_to_staging
+
+    connect()
+    return label_to_staging(run, plan, parts, report)
 
 
 class _Counter:

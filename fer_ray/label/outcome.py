@@ -1,9 +1,11 @@
-"""What came out of a run: its row in `runs`, the summary, and the sentences about it."""
+"""What came out of a run: its row in `runs`, the summary, the sentences about it, and the operator's alarm."""
 
 from __future__ import annotations
 
 import datetime
 import json
+import logging
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +20,8 @@ from fer_ray.reporting.progress import format_rate
 from fer_ray.schema import SCHEMA_VERSION, Status
 from fer_ray.text import plural, sanitize
 
+LOGGER = logging.getLogger(__name__)
+ALARM_SECONDS = 60.0  # for the operator's command
 SUMMARY_KEYS = ("images_total", "images_ok", "images_no_face", "images_failed", "images_skipped", "faces_total")
 
 
@@ -61,8 +65,8 @@ def _top_errors(counts: Counter[str]) -> dict[str, int]:
 
 def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float) -> dict[str, Any]:
     """The run's row in `runs`; its rate leaves start-up out."""
-    ray = sys.modules.get("ray")  # a run with nothing to do starts no cluster
-    resources = ray.cluster_resources() if ray and plan.images else {}
+    ray = sys.modules.get("ray")  # a run with little or nothing to do starts no cluster
+    resources = ray.cluster_resources() if ray and ray.is_initialized() else {"CPU": min(plan.images, 1)}
     return {
         "run_id": run.run_id,
         "run_date": run.run_date,
@@ -99,3 +103,14 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None
+
+
+def raise_alarm(command: str, summary: dict[str, Any]) -> None:
+    """Run the command with the summary on its standard input; what it may hold is not shown, and its trouble is a warning."""
+    try:
+        done = subprocess.run(shlex.split(command), input=json.dumps(summary).encode(), timeout=ALARM_SECONDS, check=False)
+        trouble = f"ended with {done.returncode}" if done.returncode else ""
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        trouble = f"could not be run ({type(error).__name__})"
+    if trouble:
+        LOGGER.warning("the alarm_command %s.", trouble)

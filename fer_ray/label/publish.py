@@ -27,7 +27,7 @@ MAX_ERRORS = 1000  # sentences that one task counts
 
 
 def publish_tables(run: Run, plan: Plan) -> Counter[str]:
-    """Write `images` and `faces` in Ray tasks, one for a million images, so that no row passes through the driver.
+    """Write `images` and `faces`; where there are several million images, in Ray tasks, one for each million.
 
     Gives the counts of the run: images_total, faces_total, faces_left_out, `status:<status>`, `emotion:<emotion>` and
     `error:<sentence>` (the commonest few).
@@ -35,18 +35,26 @@ def publish_tables(run: Run, plan: Plan) -> Counter[str]:
     Raises:
         PublishError: staging does not hold every image of the manifest exactly once; nothing became visible.
     """
-    import ray  # a night with nothing new commits without it
-
     parts = read_parts(run, plan)
-    task = ray.remote(num_cpus=0)(write_tables)
+    by_file = [[part for part in parts if part.file == file] for file in range(plan.files)]
     counts: Counter[str] = Counter()
-    for found in ray.get([task.remote(run, plan, [part for part in parts if part.file == file]) for file in range(plan.files)]):
+    for found in [write_tables(run, plan, by_file[0])] if plan.files == 1 else _write_with_ray(run, plan, by_file):
         counts.update(found)
     if counts["images_total"] != plan.images:
         raise PublishError(f"Run {run.run_id} has {counts['images_total']:,} rows for {plan.images:,} images: start it again.")
     remove_stray_tables(run, plan.files)
     errors = Counter({key: n for key, n in counts.items() if key.startswith("error:")})
     return counts - errors + Counter(dict(errors.most_common(TOP_ERRORS)))
+
+
+def _write_with_ray(run: Run, plan: Plan, by_file: Sequence[Sequence[Part]]) -> list[Counter[str]]:
+    import ray
+
+    from fer_ray.cluster import connect
+
+    connect()
+    task = ray.remote(num_cpus=0)(write_tables)
+    return list(ray.get([task.remote(run, plan, parts) for parts in by_file]))
 
 
 def write_tables(run: Run, plan: Plan, parts: Sequence[Part]) -> Counter[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import psutil
 import pytest
 from stores import FaultyProxy, S3Server
 
@@ -65,7 +66,7 @@ def test_two_nights_over_s3_label_everything_once_and_then_what_is_new(
     client.put_object(Bucket="nights", Key="list.csv", Body=b"uri\ns3://nights/in/2026/a b.jpg\ns3://nights/vanished.jpg\n")
     for file in Path(bundle.resolve("")).iterdir():
         client.put_object(Bucket="nights", Key=f"models/best/{file.name}", Body=file.read_bytes())
-    proxy = FaultyProxy(s3_server.endpoint, share=0.05)
+    proxy = FaultyProxy(s3_server.endpoint, share=0.1)
     inputs = ("s3://nights/in", "s3://nights/list.csv")
     night = LabelConfig(inputs, "s3://nights/in/tables", "s3://nights/models/best", s3_endpoint=proxy.endpoint, run_date="2026-11-20")
     try:
@@ -144,6 +145,11 @@ def test_two_processes_that_do_the_same_night_and_one_that_does_another_share_an
     assert not [path for path in (tmp_path / "out").rglob("_*/**/*") if path.is_file()]
 
 
+def with_site(folder: Path) -> dict[str, str]:
+    """An environment whose Pythons load the folder's `sitecustomize.py`."""
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 POISON = """
 import os, signal
 import cv2
@@ -165,7 +171,7 @@ def test_an_image_that_kills_its_decoder_is_a_row_and_not_the_end(photographs: d
     hopper = photographs["grace_hopper"].read_bytes()
     for number in range(40):
         (tmp_path / "in" / f"{number:02d}.jpg").write_bytes(hopper + b"POISON" * (number == 20))
-    process = job("--input", tmp_path / "in", "--output", tmp_path / "out", environment={"PYTHONPATH": str(tmp_path / "site")})
+    process = job("--input", tmp_path / "in", "--output", tmp_path / "out", environment=with_site(tmp_path / "site"))
     output, errors = process.communicate(timeout=180)
     assert process.returncode == 0, output + errors
     bad = rows(tmp_path / "out", "SELECT parse_filename(image_uri), status, error FROM {images} WHERE status <> 'ok'")
@@ -173,9 +179,42 @@ def test_an_image_that_kills_its_decoder_is_a_row_and_not_the_end(photographs: d
     assert rows(tmp_path / "out", "SELECT count(*) FROM {faces}") == [(39,)]
 
 
+ALONE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("ray", "tensorflow", "keras"):
+            raise ImportError(f"{name} is not needed")
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def test_a_few_images_are_labeled_without_ray_and_their_process_ends_with_the_job(photographs: dict[str, Path], tmp_path: Path) -> None:
+    for folder in ("alone", "sleepy", "in"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "alone" / "sitecustomize.py").write_text(ALONE)
+    (tmp_path / "sleepy" / "sitecustomize.py").write_text(ALONE + POISON)
+    hopper = photographs["grace_hopper"].read_bytes()
+    (tmp_path / "in" / "hopper.jpg").write_bytes(hopper)
+    process = job("--input", tmp_path / "in", "--output", tmp_path / "out", environment=with_site(tmp_path / "alone"))
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, output + errors
+    assert rows(tmp_path / "out", "SELECT cpu_count, images_total, faces_total FROM {runs}") == [(1, 1, 1)]
+    (tmp_path / "in" / "sleepy.jpg").write_bytes(hopper + b"SLEEPY")
+    process = job("--input", tmp_path / "in", "--output", tmp_path / "out", environment=with_site(tmp_path / "sleepy"))
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while not (children := parent.children()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (child,) = children
+    process.kill()
+    process.communicate()
+    child.wait(timeout=30)
+
+
 def test_an_image_that_never_ends_is_found_out_too(photographs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(POISON)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", with_site(tmp_path)["PYTHONPATH"])
     hopper = photographs["grace_hopper"].read_bytes()
     images = [hopper, hopper + b"SLEEPY", b"no image", hopper + b"POISON", hopper]
     assert list(survivors(images, LabelingOptions(), seconds=2)) == [True, False, True, False, True]

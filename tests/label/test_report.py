@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+import scipy.special
 from browser import browsed, fits, needs_browser
 from pages import Page
 from PIL import Image
@@ -22,7 +23,7 @@ from fer_ray.io.storage import Storage
 from fer_ray.label.job import label
 from fer_ray.label.report import summarize as counting
 from fer_ray.label.report.aggregates import RunAggregates, emotions_by_folder, read_earlier_runs
-from fer_ray.label.report.drift import MOVED, PSI_WATCH, WATCHED, measure_drift, stability_index
+from fer_ray.label.report.drift import _BY_CHANCE, MOVED, PSI_WATCH, WATCHED, measure_drift, stability_index
 from fer_ray.label.report.page import write_report
 from fer_ray.label.report.summarize import summarize
 from fer_ray.label.report.summary import LABELS, OTHERS
@@ -138,6 +139,7 @@ def test_few_faces_that_differ_by_chance_are_no_drift() -> None:
     """Of 50 folders a night with 200 faces each, one in five would be above 0.1 without any cause."""
     generator = np.random.default_rng(5)
     samples = [dict(zip(LABELS, generator.multinomial(200, EVEN).tolist(), strict=False)) for _ in range(1000)]
+    assert [scipy.special.chdtri(n, 0.001) for n in range(1, len(LABELS))] == pytest.approx(_BY_CHANCE, abs=5e-4)
     drifts = [measure_drift(now, before) for now, before in itertools.pairwise(samples)]
     assert sum((drift.index or 0) > PSI_WATCH for drift in drifts) > 100
     assert sum(bool(drift.level) for drift in drifts) <= 5

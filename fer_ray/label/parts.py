@@ -1,0 +1,204 @@
+"""Parts of a plan, labeled in one process: manifest in, one staged file for each part left behind.
+
+A part is staged whole or not at all, and under one name whoever labels it. One that is staged already, by a try that died later or
+by another process on the same run, is left alone.
+"""
+
+from __future__ import annotations
+
+import datetime
+import faulthandler
+import gc
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fer_ray.errors import ImageError, StorageError
+from fer_ray.io.prefetch import Fetcher
+from fer_ray.label.labeler import Classifier, Labeler
+from fer_ray.label.plan import Part, Plan, open_manifest, staged_file
+from fer_ray.label.result import LabeledImage, image_columns, nested_faces
+from fer_ray.label.run import Run
+from fer_ray.models import bundle
+from fer_ray.models.bundle import Bundle
+from fer_ray.models.onnx_network import OnnxNetwork
+from fer_ray.schema import SCHEMA_VERSION, STAGING, ImageEntry, Status, image_id
+from fer_ray.vision.sandbox import survivors
+
+STARTS_BEFORE_SANDBOX = 2  # a part that ended its process so often is decoded apart
+SECONDS_PER_BATCH = 900  # then the process is ended, and the part counts as one that ended it
+
+
+class EntryLabeler(Protocol):
+    """What turns fetched images into labeled ones; `benchmarks/scale.py` puts one in that does nothing."""
+
+    model_version: str
+
+    @property
+    def stage_seconds(self) -> Mapping[str, float]: ...  # spent so far, by stage
+
+    def label_entries(self, entries: Sequence[ImageEntry], sandboxed: bool) -> list[LabeledImage]: ...
+
+
+class Tally(Protocol):
+    """Who is told what the labeling processes do."""
+
+    def ready(self) -> None:
+        """A process has its model."""
+
+    def start(self, part: Part) -> int:
+        """A part is begun; gives how often it was, this time included."""
+
+    def add(self, images: Sequence[LabeledImage], stage_seconds: Mapping[str, float]) -> None:
+        """A batch is labeled; the seconds are those since the process began. No images: something was written."""
+
+
+class PartLabeler:
+    """A process at work on a run: it keeps what takes long to load, the labeler above all, from one part to the next."""
+
+    def __init__(self, run: Run, plan: Plan, labeler: EntryLabeler) -> None:
+        """Take the labeler for the run.
+
+        Raises:
+            StorageError: its model is not the one that the run was planned with.
+        """
+        if labeler.model_version != run.model_version:
+            raise StorageError(f"The model {run.model} changed since the run was planned: start a new run.")
+        self.run, self.plan, self.labeler = run, plan, labeler
+        self._manifest: tuple[int, pq.ParquetFile] = (-1, None)
+        self._opened = ExitStack()
+        gc.freeze()  # what is loaded is there to stay; searching it for garbage again and again takes time
+
+    def label(self, parts: Iterable[Part], tally: Tally) -> None:
+        """Label and stage the parts; while one is written, which waits for the disk or the store, the next is labeled.
+
+        Raises:
+            FerRayError: a store cannot be used.
+            OSError: a disk cannot be used.
+        """
+        tally.ready()
+        with ThreadPoolExecutor(1) as writer:
+            written: Future[bool] | None = None
+            for part in parts:
+                target = staged_file(self.run, self.plan, part)
+                if self.run.storage.stat(target) is not None:
+                    continue
+                content = self._label_part(part, tally)
+                if written:
+                    written.result()
+                written = writer.submit(self.run.storage.write, target, content, replace=False)
+            if written:
+                written.result()
+        tally.add([], {})  # writing is part of labeling, and of its time
+
+    def _label_part(self, part: Part, tally: Tally) -> bytes:
+        """The file of a part."""
+        manifest = self._read_manifest(part)
+        sandboxed = tally.start(part) > STARTS_BEFORE_SANDBOX
+        provenance = {
+            "model_version": self.run.model_version,
+            "detector_version": self.run.config.labeling.detector_version,
+            "run_id": self.run.run_id,
+        }
+        with pa.BufferOutputStream() as buffer:
+            table = staging_table(manifest, list(self._label_rows(manifest, tally, sandboxed)), provenance)
+            pq.write_table(table, buffer, compression="zstd")
+            return bytes(buffer.getvalue())
+
+    def _label_rows(self, manifest: pa.Table, tally: Tally, sandboxed: bool) -> Iterator[LabeledImage]:
+        entries = [ImageEntry(**{k: v for k, v in row.items() if k != "row_number"}) for row in manifest.to_pylist()]
+        for start in range(0, len(entries), self.run.config.batch_size):
+            batch = entries[start : start + self.run.config.batch_size]
+            faulthandler.dump_traceback_later(SECONDS_PER_BATCH, exit=True)  # a codec that hangs must not stop the night
+            images = self.labeler.label_entries(batch, sandboxed)
+            faulthandler.cancel_dump_traceback_later()
+            tally.add(images, self.labeler.stage_seconds)
+            yield from images
+
+    def _read_manifest(self, part: Part) -> pa.Table:
+        """The rows of a part; the file stays open for the next."""
+        if part.file != self._manifest[0]:
+            self._opened.close()
+            self._manifest = part.file, self._opened.enter_context(open_manifest(self.run, self.plan, part.file))
+        return self._manifest[1].read_row_group(part.group)
+
+
+class FetchingLabeler:
+    """Fetches images ahead and labels them; those of a part that ended its process twice go through a sandbox first."""
+
+    def __init__(self, run: Run, model: Classifier | None = None) -> None:
+        """Load the run's model, unless it is loaded already."""
+        self.config = run.config.labeling
+        self.labeler = Labeler(model or load_model(run), self.config, threads=1)
+        self.model_version, self.stage_seconds = self.labeler.model_version, self.labeler.stage_seconds
+        self.fetcher = Fetcher(run.storage, self.config.max_file_megabytes)
+
+    def label_entries(self, entries: Sequence[ImageEntry], sandboxed: bool) -> list[LabeledImage]:
+        fetched = self._timed(self.fetcher.fetch(entries))
+        return self.labeler.label_sources(self._survivors(fetched) if sandboxed else fetched)
+
+    def _timed(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
+        """Adds up the time that labeling waits for images."""
+        while True:
+            started = time.perf_counter()
+            image = next(fetched, None)
+            self.stage_seconds["fetch"] += time.perf_counter() - started
+            if image is None:
+                return
+            yield image
+
+    def _survivors(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
+        kept, tried = itertools.tee(fetched)
+        survived = survivors((image for image in tried if isinstance(image, bytes)), self.config)
+        for image in kept:
+            if isinstance(image, bytes) and not next(survived):
+                yield ImageError(Status.UNDECODABLE, "The image ended the process that decoded it.")
+            else:
+                yield image
+
+
+def load_model(run: Run) -> Bundle[OnnxNetwork]:
+    """The run's model in this process, on one CPU."""
+    with bundle.local_copy(run.storage, run.model) as folder:
+        return bundle.load(folder, run.config.labeling.flip, threads=1)
+
+
+def count(images: Sequence[LabeledImage]) -> dict[str, int]:
+    """How many images, faces and failed images these are."""
+    faces = sum(len(image.faces) for image in images)
+    return {"images": len(images), "faces": faces, "failed": sum(image.error is not None for image in images)}
+
+
+def staging_table(manifest: pa.Table, images: Sequence[LabeledImage], provenance: Mapping[str, str]) -> pa.Table:
+    """Join rows of the manifest with what became of their images, column by column: rows of dicts would cost more than detection.
+
+    `provenance` holds model_version, detector_version and run_id.
+    """
+    sizes = [listed if image.size_bytes is None else image.size_bytes for listed, image in zip(_listed(manifest), images, strict=True)]
+    columns: dict[str, Any] = {
+        **image_columns(images),
+        **{name: manifest[name] for name in ("row_number", "image_uri", "modified_at", "etag")},
+        "size_bytes": sizes,
+        "image_id": [image_id(uri) for uri in manifest["image_uri"].to_pylist()],
+        **{name: [value] * len(images) for name, value in provenance.items()},
+        "labeled_at": [datetime.datetime.now(datetime.UTC)] * len(images),
+        "schema_version": [SCHEMA_VERSION] * len(images),
+        "faces": nested_faces(images),
+    }
+    return pa.table([_array(columns[field.name], field.type) for field in STAGING], schema=STAGING)
+
+
+def _listed(manifest: pa.Table) -> list[int | None]:
+    return list(manifest["size_bytes"].to_pylist())
+
+
+def _array(values: Any, kind: pa.DataType) -> Any:
+    if isinstance(values, list):
+        return pa.array(values, kind)
+    return values if values.type == kind else values.cast(kind)
