@@ -146,6 +146,7 @@ def options_of(config_class: Any) -> dict[str, OptionSpec]:
             found.update(options_of(hints[name]))
             continue
         shown = field.json_schema_extra
+        kind = functools.reduce(lambda bare, bound: Annotated[bare, bound], field.metadata, hints[name])
         found[name] = OptionSpec(
             name,
             hints[name],
@@ -154,7 +155,7 @@ def options_of(config_class: Any) -> dict[str, OptionSpec]:
             shown["metavar"],
             shown["group"] or config_class.options_title,
             tuple(shown["choices"]),
-            functools.partial(_ADAPTER, Annotated[hints[name], field], config=pydantic.ConfigDict(coerce_numbers_to_str=True)),
+            functools.partial(_ADAPTER, kind, config=pydantic.ConfigDict(coerce_numbers_to_str=True)),
         )
     return found
 
