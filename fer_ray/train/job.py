@@ -15,7 +15,6 @@ from typing import Any
 
 from fer_ray.config.recipe import PRETRAINED, ModelConfig
 from fer_ray.config.train import TrainConfig
-from fer_ray.data.dataset import load_dataset
 from fer_ray.data.layouts import with_absolute_paths
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import S3, Storage, absolute
@@ -25,7 +24,7 @@ from fer_ray.models.conversion import add_onnx
 from fer_ray.text import sanitize
 from fer_ray.train.recorder import BEST_FOLDER, PROGRESS_FILE, TENSORBOARD_FOLDER, has_checkpoints
 from fer_ray.train.trainer import run_training
-from fer_ray.train.worker import TrainingRun
+from fer_ray.train.worker import TrainingRun, load_training_data
 
 LOGGER = logging.getLogger(__name__)
 REQUEST_FILE = "request.json"  # in the storage of a training: the configuration that it was begun with
@@ -131,7 +130,7 @@ def check_dataset(config: TrainConfig, remedy: str = "lower --batch-size") -> No
         UsageError: the data set cannot be used, or the first weights cannot be had.
     """
     model, settings = config.recipe.model, config.recipe.optimization
-    data = load_dataset(config.data, model.image_size, model.color)
+    data = load_training_data(config)
     for finding in data.findings:
         LOGGER.info("note: %s", sanitize(finding))
     LOGGER.info("training on %s images, validating on %s: %s", f"{len(data.train):,}", f"{len(data.validation):,}", ", ".join(data.classes))

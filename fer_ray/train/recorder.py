@@ -30,7 +30,7 @@ def has_checkpoints(storage: Path) -> bool:
 
 
 class Recorder:
-    """Reports the epochs of one worker to Ray Train; the first worker also saves and logs them.
+    """Keeps the history of one worker's training; the first worker also saves and logs its epochs.
 
     Args:
         scratch: An empty folder of this process.
@@ -55,14 +55,11 @@ class Recorder:
         with np.load(checkpoint / STATE_FILE, allow_pickle=False) as stored:
             return dict(stored)
 
-    def report(self, epoch: Epoch) -> None:
-        """Save and log a finished epoch, and tell Ray Train of it."""
-        import ray.train
-
+    def record(self, epoch: Epoch) -> Path | None:
+        """Save and log a finished epoch; returns the first worker's checkpoint, in a folder that the next epoch writes to."""
         self.history.append({**epoch.row(), "finished_at": datetime.datetime.now(datetime.UTC)})
         if self.storage is None or self.event_log is None:
-            ray.train.report(epoch.row())
-            return
+            return None
         if epoch.improved:
             save_epoch(epoch, self.data, self.config, self.lineage, self.best)
         _write_history(self.history, self.best)
@@ -72,7 +69,7 @@ class Recorder:
         self.event_log.write(epoch.number, epoch.row())
         with (self.storage / PROGRESS_FILE).open("a", encoding="utf-8") as progress:
             progress.write(describe_epoch(epoch, self.config.recipe.optimization.epochs) + "\n")
-        ray.train.report(epoch.row(), checkpoint=ray.train.Checkpoint.from_directory(self.checkpoint))
+        return self.checkpoint
 
 
 class _EventLog:

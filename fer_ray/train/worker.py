@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from fer_ray.train.recorder import Recorder
 if TYPE_CHECKING:
     import keras
 
+Report = Callable[[dict[str, Any], Path | None], None]  # told of an epoch: its row of the history, and its checkpoint from the first worker
 FAILURE_FILE = "failure.txt"  # in the storage of a training: why it cannot continue, in a sentence
 
 
@@ -52,16 +54,25 @@ def train_loop_per_worker(arguments: dict[str, Any]) -> None:
     if failure.exists():
         return
     context = ray.train.get_context()
-    workers = _join_workers(context.get_world_rank(), context.get_world_size(), arguments["threads"])
+    checkpoint = ray.train.get_checkpoint()
     try:
-        _train(run, workers)
+        data = load_training_data(run.config)
+        workers = join_workers(context.get_world_rank(), context.get_world_size(), arguments["threads"])
+        train_as(workers, run, data, checkpoint.path if checkpoint else run.start, _report_to_ray_train)
     except FerRayError as error:  # another try would end the same way
         failure.write_text(str(error), encoding="utf-8")
-        if workers.count > 1:
+        if context.get_world_size() > 1:
             raise  # the others may be waiting for this one: Ray Train ends and restarts all, and they find what is written
 
 
-def _join_workers(rank: int, count: int, threads: int) -> Workers:
+def _report_to_ray_train(row: dict[str, Any], checkpoint: Path | None) -> None:
+    import ray.train
+
+    ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(checkpoint) if checkpoint else None)
+
+
+def join_workers(rank: int, count: int, threads: int) -> Workers:
+    """Make this process a worker that computes with so many threads; must come before TensorFlow computes anything."""
     import keras
 
     if keras.backend.backend() == "tensorflow":
@@ -75,19 +86,19 @@ def _join_workers(rank: int, count: int, threads: int) -> Workers:
     return CollectiveWorkers(rank, count) if count > 1 else SingleWorker()
 
 
-def _train(run: TrainingRun, workers: Workers) -> None:
-    import ray.train
+def load_training_data(config: TrainConfig) -> Dataset:
+    """The data set as the model of this training takes it."""
+    return load_dataset(config.data, config.recipe.model.image_size, config.recipe.model.color)
 
-    checkpoint = ray.train.get_checkpoint()
-    start = checkpoint.path if checkpoint else run.start
-    model = run.config.recipe.model
-    data = load_dataset(run.config.data, model.image_size, model.color)
+
+def train_as(workers: Workers, run: TrainingRun, data: Dataset, start: str, report: Report) -> None:
+    """Train as one of the workers, from the checkpoint `start` where there is one, and report every epoch."""
     network, lineage = initial_network(run.config, data)
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch:
         recorder = Recorder(Path(scratch), data, run.config, lineage, Path(run.storage) if workers.rank == 0 else None)
         state = recorder.restore(Path(start)) if start else None
         for epoch in train_epochs(data, run.config.recipe, network, state, workers, run.until):
-            recorder.report(epoch)
+            report(epoch.row(), recorder.record(epoch))
 
 
 def initial_network(config: TrainConfig, data: Dataset) -> tuple[keras.Model, dict[str, Any]]:

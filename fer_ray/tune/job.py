@@ -29,6 +29,7 @@ from fer_ray.models.flops import Cost, measure_cost
 from fer_ray.text import sanitize
 from fer_ray.train.job import check_dataset
 from fer_ray.train.recorder import has_checkpoints
+from fer_ray.train.worker import FAILURE_FILE
 from fer_ray.tune.outputs import BEST_FILE, SearchOutcome, write_outputs
 from fer_ray.tune.page import PAGE_FILE
 from fer_ray.tune.progress import SearchProgress
@@ -160,8 +161,10 @@ def _search(config: TuneConfig, space: Space, output: Path, at_a_time: int) -> N
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, config=config, space_text=(space.file, space.text), output=str(output)),
-        {"cpu": 0, HEAD_RESOURCE: _head_share(config, at_a_time)},  # it only waits: a CPU would be taken from its own workers
+        ray.tune.PlacementGroupFactory(_resources(config, at_a_time)),
     )
+    for failure in (output / TRIALS_FOLDER).glob(f"*/{FAILURE_FILE}"):
+        failure.unlink()  # a search that is resumed tries again
     place = str(output / TUNE_FOLDER)
     try:
         if ray.tune.Tuner.can_restore(place):
@@ -197,6 +200,15 @@ def _make_tuner(config: TuneConfig, space: Space, output: Path, at_a_time: int, 
             verbose=0,
         ),
     )
+
+
+def _resources(config: TuneConfig, at_a_time: int) -> list[dict[str, float]]:
+    """What is reserved for a trial: first for the process that Tune starts, which only waits where there are several workers."""
+    on_head = {HEAD_RESOURCE: _head_share(config, at_a_time)}
+    if config.workers_per_trial > 1:
+        return [{"CPU": 0, **on_head}]
+    alone = {"CPU": config.cpus_per_worker or 1} | ({"GPU": config.gpus_per_worker} if config.use_gpu else {})
+    return [alone, on_head] if config.scheduler == "pbt" else [alone]
 
 
 def _head_share(config: TuneConfig, at_a_time: int) -> float:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.tune
 
+from fer_ray.errors import TrainingError
 from fer_ray.models import bundle
+from fer_ray.text import sanitize
 from fer_ray.train.recorder import BEST_FOLDER
 from fer_ray.train.trainer import KEPT
 from fer_ray.tune.results import COMPLETED, FAILED, STOPPED, Trial, TrialEpoch
@@ -60,16 +64,35 @@ def reason_of(error: BaseException | None, trial_id: str = "") -> str:
 
 
 def _trial(folder: Path, status: str, error: str | None) -> Trial:
-    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    with _readable(folder / SETTINGS_FILE, folder):
+        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        seed = seed_of(settings)
     best = best_bundle(folder)
     epochs = tuple(read_epochs(best)) if best else ()
-    return Trial(folder.name, status, settings, epochs, error, seed_of(settings))
+    return Trial(folder.name, status, settings, epochs, error, seed)
+
+
+@contextmanager
+def _readable(file: Path, folder: Path) -> Iterator[None]:
+    """Name the file that cannot be read, and the folder that the search can do without."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+        reason = sanitize(" ".join(str(error).split())[:REASON_LENGTH])
+        remedy = f"remove {sanitize(str(folder))} to do without it, and resume the search with --resume"
+        raise TrainingError(f"The file {sanitize(str(file))} cannot be read ({reason}): {remedy}.") from error
 
 
 def read_epochs(best: Path) -> list[TrialEpoch]:
-    """The epochs in the history of a bundle."""
-    rows: list[dict[str, Any]] = pq.read_table(best / bundle.HISTORY_FILE).to_pylist()
-    return [to_epoch(row) for row in rows]
+    """The epochs in the history of a checkpoint's bundle.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    file = best / bundle.HISTORY_FILE
+    with _readable(file, best.parent):
+        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+        return [to_epoch(row) for row in rows]
 
 
 def to_epoch(row: Mapping[str, Any]) -> TrialEpoch:

@@ -1,6 +1,7 @@
 """Searches on this machine; tests/system/test_submission.py has one on a cluster whose parts die."""
 
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,14 @@ from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.tune import TuneConfig
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import Storage
+from fer_ray.models.bundle import HISTORY_FILE
 from fer_ray.tune import progress
 from fer_ray.tune.job import tune
 from fer_ray.tune.progress import SearchProgress
 from fer_ray.tune.results import read_trials
 from fer_ray.tune.searchers import SETTINGS
+from fer_ray.tune.trial import run_trial
+from fer_ray.tune.trial_dirs import collect
 
 SPACE = """
 stem: {choice: [4, 8]}
@@ -46,15 +50,21 @@ def draw_faces_with_votes(root: Path) -> None:
     (root / "votes.csv").write_text("\n".join(lines))
 
 
-def test_two_trials_of_two_workers_share_two_cpus_and_leave_the_front(
+def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_try_just_runs_and_leaves_all_that_was_asked_for(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     draw_faces_with_votes(tmp_path)
     monkeypatch.chdir(tmp_path)  # the workers have another working directory
+    monkeypatch.setattr(progress, "MAX_EQUAL_FAILURES", 2)
     caplog.set_level(logging.INFO, logger="fer_ray")
     data = DatasetConfig("faces", ("votes.csv",), classes=("happy", "sad"), keep_duplicates=True)
-    shares: dict[str, Any] = {"workers_per_trial": 2, "cpus_per_worker": 0.5, "scheduler": "none"}
-    summary = search(tmp_path, Path("faces"), data=data, trials=2, epochs=2, low_cost=True, train_best=1, **shares)
+    hopeless = "learning_rate: 9.0e+14\nweight_average: 0\n" + SPACE.split("learning")[0] + "batch_size: 16\n"
+    alike = r"2 trials in a row failed in the same way \(The loss is no longer a number in epoch 1: .*\): the search was stopped; see"
+    with pytest.raises(TrainingError, match=alike):
+        search(tmp_path, Path("faces"), hopeless, data=data, trials=20, epochs=1)
+
+    asked: dict[str, Any] = {"data": data, "trials": 2, "epochs": 2, "scheduler": "none", "low_cost": True, "train_best": 1}
+    summary = search(tmp_path, Path("faces"), **asked)
     assert (summary["trials"], summary["completed"]) == (2, 2)
     trials = read_trials(Storage(), str(tmp_path / "search"))
     assert [len(trial.epochs) for trial in trials] == [2, 2]
@@ -64,6 +74,8 @@ def test_two_trials_of_two_workers_share_two_cpus_and_leave_the_front(
     *_, live = (message for message in caplog.messages if message.startswith("trial "))
     assert f"best {summary['best_trial']} {summary['best_value']:.4f}" in live, "what was best at the end of the search is recommended"
     assert "fer-ray train --config" in caplog.messages[-1]
+    with pytest.raises(UsageError, match="exists already: resume the search with --resume"):
+        search(tmp_path, Path("faces"), **asked)
 
 
 def test_the_best_so_far_is_the_best_epoch_of_all_trials_not_the_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -86,33 +98,25 @@ def test_a_population_continues_from_its_best(ray_cluster: None, drawn_faces: Pa
     assert len({trial.epochs[0] for trial in trials}) == 1, "one of the two has taken over the first epoch of the other"
 
 
-def test_seeds_are_trained_each_and_a_configuration_stands_with_their_mean(ray_cluster: None, drawn_faces: Path, tmp_path: Path) -> None:
-    summary = search(tmp_path, drawn_faces, SPACE, scheduler="none", searcher="random", trials=1, seeds=2, epochs=1)
+def test_two_trials_of_two_workers_share_two_cpus_and_a_configuration_stands_with_the_mean_of_its_seeds(
+    ray_cluster: None, drawn_faces: Path, tmp_path: Path
+) -> None:
+    shares: dict[str, Any] = {"workers_per_trial": 2, "cpus_per_worker": 0.5, "scheduler": "none"}
+    data = DatasetConfig(str(drawn_faces), keep_duplicates=True, limit=48)
+    summary = search(tmp_path, drawn_faces, data=data, searcher="random", trials=1, seeds=2, epochs=1, **shares)
     trials = read_trials(Storage(), str(tmp_path / "search"))
     assert sorted(trial.seed for trial in trials) == [7, 8]
     assert len({trial.configuration for trial in trials}) == 1
     assert summary["best_value"] == pytest.approx(sum(trial.epochs[0].accuracy or 0 for trial in trials) / 2, abs=1e-4)
 
-
-def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_try_just_runs(
-    ray_cluster: None, drawn_faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(progress, "MAX_EQUAL_FAILURES", 2)
-    with pytest.raises(
-        TrainingError,
-        match=r"2 trials in a row failed in the same way \(The loss is no longer a number in epoch 1: .*\): the search was stopped; see",
-    ):
-        search(
-            tmp_path,
-            drawn_faces,
-            "learning_rate: 9.0e+14\nweight_average: 0\n" + SPACE.split("learning")[0] + "batch_size: 16\n",
-            trials=20,
-            epochs=1,
-        )
-    summary = search(tmp_path, drawn_faces, SPACE, trials=1, epochs=1)
-    assert (summary["trials"], summary["completed"]) == (1, 1)
-    with pytest.raises(UsageError, match="exists already: resume the search with --resume"):
-        search(tmp_path, drawn_faces, SPACE, trials=1, epochs=1)
+    folder = tmp_path / "search" / "trials" / trials[0].trial_id
+    (history,) = folder.glob(f"**/{HISTORY_FILE}")
+    for damaged, removed in ((history, history.parents[1]), (folder / "settings.json", folder)):
+        damaged.write_text("{")
+        with pytest.raises(TrainingError, match=rf"The file {damaged} cannot be read \(.*\): remove {removed} to do without it"):
+            collect(tmp_path / "search", run_trial, 1)
+        shutil.rmtree(removed)
+        assert [len(trial.epochs) for trial in collect(tmp_path / "search", run_trial, 1)][-1:] == [1]
 
 
 @pytest.mark.parametrize(
