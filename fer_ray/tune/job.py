@@ -173,7 +173,8 @@ def _search(config: TuneConfig, space: Space, output: Path, at_a_time: int) -> N
             tuner = _make_tuner(config, space, output, at_a_time, trainable)
         tuner.fit()
     except (ImportError, AttributeError, pickle.UnpicklingError) as error:
-        raise UsageError(f"The search in {config.output} was begun by another version of fer_ray: resume it with that version.") from error
+        remedy = f"finish it with that version, or name a new folder; the models of its trials stay in {output / TRIALS_FOLDER}"
+        raise UsageError(f"The search in {config.output} was begun by another version of fer_ray: {remedy}.") from error
     except ray.tune.TuneError as error:  # what a callback raised, as text
         raise TrainingError(f"{reason_of(error).rstrip('.')}; see {output}.") from error
 

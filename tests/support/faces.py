@@ -24,10 +24,10 @@ def draw_face(folder: Path, happy: bool, generator: np.random.Generator, number:
     cv2.imwrite(str(folder / f"{number}.png"), face)
 
 
-def draw_faces(root: Path) -> Path:
-    """A data set of two classes: 320 faces to train on, 120 to validate."""
+def draw_faces(root: Path, train: int = 160, validation: int = 60) -> Path:
+    """A data set of two classes with so many faces of each."""
     generator = np.random.default_rng(0)
-    for split, count in (("Training", 160), ("val", 60)):
+    for split, count in (("Training", train), ("val", validation)):
         for number in range(count):
             draw_face(root / split / "Happiness", True, generator, number)
             draw_face(root / split / "sad", False, generator, number)

@@ -36,7 +36,7 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Pa
     (folder / "photos").mkdir()
     for photograph in photographs.values():
         shutil.copy(photograph, folder / "photos")
-    draw_faces(folder / "drawn").rename(folder / "faces")
+    draw_faces(folder / "drawn", 96, 24).rename(folder / "faces")
     return folder
 
 

@@ -31,6 +31,7 @@ learning_rate: {log: [1.0e-3, 1.0e-2]}
 weight_average: 0.9
 batch_size: 16
 """
+OF_0_1 = b"\x80\x04cfer_ray.searching\n_Proposer\n."  # a pickle that names a module of version 0.1, as its searches did
 
 
 def search(tmp_path: Path, faces: Path, space: str = SPACE, **options: object) -> dict[str, object]:
@@ -76,6 +77,10 @@ def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_
     assert "fer-ray train --config" in caplog.messages[-1]
     with pytest.raises(UsageError, match="exists already: resume the search with --resume"):
         search(tmp_path, Path("faces"), **asked)
+
+    (tmp_path / "search" / "tune" / "tuner.pkl").write_bytes(OF_0_1)
+    with pytest.raises(UsageError, match="begun by another version of fer_ray: finish it with that version, or name a new folder"):
+        search(tmp_path, Path("faces"), **asked, resume=True)
 
 
 def test_the_best_so_far_is_the_best_epoch_of_all_trials_not_the_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
