@@ -81,7 +81,7 @@ def main() -> None:
         twice = sum(count > 1 for numbers in epochs.values() for count in Counter(numbers).values())
         gaps = sum(numbers != list(range(1, len(numbers) + 1)) for numbers in epochs.values())
         lost = int(arguments.trials) - len(epochs)
-        trained = sum(len(file.read_text().splitlines()) for file in output.glob("trials/*/progress.txt"))
+        trained = sum(len(file.read_text().splitlines()) for file in output.glob("trials/*/progress.jsonl"))
         again = trained - sum(len(numbers) for numbers in epochs.values())
         found = {"kills": killed, "lost": lost, "epochs_twice": twice, "with_gaps": gaps, "epochs_done_again": again}
         print(json.dumps({**found, "exit_code": ended.returncode, **summary}))

@@ -93,6 +93,7 @@ _JOBS = (
         "fer_ray.train.job:train",
         needs="tensorflow",
         after_interruption="start the same command with --resume to continue after the last checkpoint",
+        shows_progress=True,
     ),
     Job(
         "tune",
@@ -101,6 +102,7 @@ _JOBS = (
         "fer_ray.tune.job:tune",
         needs="tensorflow",
         after_interruption="start the same command with --resume to continue the search",
+        shows_progress=True,
     ),
     Job(
         "evaluate",

@@ -21,6 +21,7 @@ from fer_ray.io.storage import S3, Storage, absolute
 from fer_ray.models import bundle
 from fer_ray.models.architectures import IMAGENET, NO_WEIGHTS, build
 from fer_ray.models.conversion import add_onnx
+from fer_ray.reporting.progress import LogProgress, Progress
 from fer_ray.text import sanitize
 from fer_ray.train.recorder import BEST_FOLDER, PROGRESS_FILE, TENSORBOARD_FOLDER, has_checkpoints
 from fer_ray.train.trainer import run_training
@@ -34,21 +35,22 @@ FEW_STEPS = 100  # in fewer, hardly any network comes near what it can learn
 DIGITS = 4  # of the figures in the summary: with 10,000 images, one image is 0.0001
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Train as `train_bundle` does, and say what to do next."""
-    summary = train_bundle(config)
+    summary = train_bundle(config, progress)
     judge = f"fer-ray evaluate --model {config.output} --dataset {config.data.dataset} --split validation"
     LOGGER.info("Next: %s", sanitize(f"{judge} --output {config.output}.evaluation"))
     return summary
 
 
-def train_bundle(config: TrainConfig) -> dict[str, Any]:
+def train_bundle(config: TrainConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Train over Ray Train and leave the best epoch as a bundle at `config.output`.
 
     Until the end everything lies under `<output>.training`: checkpoints with the state of the last epochs and the best bundle.
 
     Args:
         config: The training; relative paths are those of this process.
+        progress: What shows the epochs; by default the log.
 
     Returns:
         The summary: the version of the model, its figures on validation, and the output.
@@ -60,10 +62,10 @@ def train_bundle(config: TrainConfig) -> dict[str, Any]:
     output = Path(config.output).absolute()
     work = output.with_name(output.name + WORK_SUFFIX)
     config = _with_model_of_start(_with_absolute_paths(config))
-    _check_places(config, output, work)
+    check_places(config, output, work)
     check_dataset(config)
     _begin(config, work)
-    with _progress_logged(work / PROGRESS_FILE):
+    with _progress_shown(work / PROGRESS_FILE, config.recipe.optimization.epochs, progress or LogProgress()):
         checkpoint = run_training(TrainingRun(config, str(work)))
     _publish(checkpoint / BEST_FOLDER, work, output)
     saved = bundle.read_metadata(str(output))
@@ -97,7 +99,7 @@ def _request(config: TrainConfig) -> str:
     return json.dumps({**config.to_dict(), "workers": None}, indent=2, sort_keys=True)
 
 
-def _check_places(config: TrainConfig, output: Path, work: Path) -> None:
+def check_places(config: TrainConfig, output: Path, work: Path) -> None:
     """Refuse an output that holds something else, or another training than the one to resume.
 
     What a try without a single finished epoch has left is in nobody's way.
@@ -155,20 +157,23 @@ def _begin(config: TrainConfig, work: Path) -> None:
 
 
 @contextmanager
-def _progress_logged(file: Path) -> Iterator[None]:
-    """Log what the first worker adds to the file; its terminal, which TensorFlow and Ray fill with notes, stays in Ray's logs."""
+def _progress_shown(file: Path, epochs: int, progress: Progress) -> Iterator[None]:
+    """Show the epochs that the first worker adds to the file; its terminal, full of others' notes, stays in Ray's logs."""
     file.touch()
     ended = threading.Event()
 
     def follow() -> None:
+        best = 0.0
         with file.open(encoding="utf-8") as lines:
-            lines.seek(0, os.SEEK_END)
             over = False
             while not over:
                 over = ended.wait(FOLLOW_SECONDS)
                 for line in lines:
-                    LOGGER.info("%s", line.rstrip("\n"))
+                    row = json.loads(line)
+                    best = max(best, row["accuracy"])
+                    progress.update(row["epoch"], epochs, f"accuracy {row['accuracy']:.4f}, best {best:.4f}", unit="epochs")
 
+    progress.start("starting Ray")
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
     try:
@@ -176,6 +181,7 @@ def _progress_logged(file: Path) -> Iterator[None]:
     finally:
         ended.set()
         follower.join()
+        progress.close()
 
 
 def _publish(best: Path, work: Path, output: Path) -> None:

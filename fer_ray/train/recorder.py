@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import shutil
 import time
 from pathlib import Path
@@ -15,12 +16,11 @@ from fer_ray.data.dataset import Dataset
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import NO_WEIGHTS, build
 from fer_ray.models.calibration import calibrate
-from fer_ray.reporting.progress import format_left
 from fer_ray.train.loop import Epoch, State
 
 BEST_FOLDER = "best"  # in a checkpoint: the bundle of the best epoch so far
 STATE_FILE = "state.npz"  # in a checkpoint: what the next epoch starts from
-PROGRESS_FILE = "progress.txt"  # in the storage of a training: a line for every epoch
+PROGRESS_FILE = "progress.jsonl"  # in the storage of a training: a line for every epoch, its row of the history
 TENSORBOARD_FOLDER = "tensorboard"  # in the storage of a training, later in the bundle
 
 
@@ -68,7 +68,7 @@ class Recorder:
         np.savez(self.checkpoint / STATE_FILE, **epoch.state)  # type: ignore[arg-type]  # numpy's stub reads the keys as its own options
         self.event_log.write(epoch.number, epoch.row())
         with (self.storage / PROGRESS_FILE).open("a", encoding="utf-8") as progress:
-            progress.write(describe_epoch(epoch, self.config.recipe.optimization.epochs) + "\n")
+            progress.write(json.dumps(epoch.row()) + "\n")
         return self.checkpoint
 
 
@@ -100,24 +100,6 @@ def _write_history(rows: list[dict[str, Any]], folder: Path) -> None:
 
     table: pa.Table = pa.Table.from_pylist(rows)
     pq.write_table(table, folder / bundle.HISTORY_FILE)
-
-
-def describe_epoch(epoch: Epoch, epochs: int) -> str:
-    """One epoch in one line; the time left is told from the second on, since the first takes longer than the others."""
-    words = [
-        f"epoch {epoch.number}/{epochs}",
-        f"loss {epoch.train_loss:.4f}",
-        f"val_accuracy {epoch.figures['accuracy']:.4f}",
-        f"val_macro_f1 {epoch.figures['macro_f1']:.4f}",
-        f"val_nll {epoch.figures['nll']:.4f}",
-        f"lr {epoch.learning_rate:.2e}",
-        f"{epoch.seconds:.0f} s",
-    ]
-    if 1 < epoch.number < epochs:
-        words.append(format_left(epoch.seconds * (epochs - epoch.number)))
-    if epoch.improved:
-        words.append("best so far")
-    return "  ".join(words)
 
 
 def save_epoch(epoch: Epoch, data: Dataset, config: TrainConfig, lineage: dict[str, Any], folder: Path) -> None:

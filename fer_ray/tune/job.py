@@ -26,13 +26,14 @@ from fer_ray.data.layouts import with_absolute_paths
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.models.architectures import NO_WEIGHTS, build
 from fer_ray.models.flops import Cost, measure_cost
+from fer_ray.reporting.progress import LogProgress, Progress
 from fer_ray.text import sanitize
 from fer_ray.train.job import check_dataset
 from fer_ray.train.recorder import has_checkpoints
 from fer_ray.train.worker import FAILURE_FILE
 from fer_ray.tune.outputs import BEST_FILE, SearchOutcome, write_outputs
 from fer_ray.tune.page import PAGE_FILE
-from fer_ray.tune.progress import SearchProgress
+from fer_ray.tune.progress import SearchProgress, show_on
 from fer_ray.tune.results import FAILED, LeaderboardEntry, leaderboard
 from fer_ray.tune.searchers import SEED_INDEX, SETTINGS, listed_settings, make_scheduler, make_searcher
 from fer_ray.tune.space.search_space import Settings, Space, read_space
@@ -50,11 +51,12 @@ KEPT_CHECKPOINTS = 3  # of each trial of population based training
 DIGITS = 4  # of the best value in the summary
 
 
-def tune(config: TuneConfig) -> dict[str, Any]:
+def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]:
     """Search, and leave `best.yaml`, the best trial's bundle, `trials.parquet` and a page.
 
     Args:
         config: The search; relative paths are those of this process.
+        progress: What shows the epochs of all trials; by default the log.
 
     Returns:
         The summary: how many trials there were, and the best one.
@@ -70,14 +72,20 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     _check_places(config, output, begun)
     space = read_space(str(output / SPACE_FILE) if begun else config.space)
     _check_dataset(config, space, output)
+    progress = progress or LogProgress()
+    progress.start("starting Ray")
     connect(dashboard=True)
     at_a_time = concurrent_trials(config)
     if not begun:
         _begin(config, output, space)
     started = time.monotonic()
-    _search(config, space, output, at_a_time)
+    show_on(progress)
+    try:
+        _search(config, space, output, at_a_time)
+    finally:
+        progress.close()
     outcome = _collect(config, space, output, started)
-    write_outputs(outcome)
+    write_outputs(outcome, progress)
     train = f"fer-ray train --config {config.output}/{BEST_FILE} --dataset {given} --output MODEL"
     LOGGER.info("Next: open %s, then train the best settings in full: %s", sanitize(str(output / PAGE_FILE)), sanitize(train))
     failed = sum(trial.status == FAILED for trial in outcome.trials)

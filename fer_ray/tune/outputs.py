@@ -14,6 +14,7 @@ from fer_ray.io.storage import Storage
 from fer_ray.models.conversion import add_onnx
 from fer_ray.models.ensemble import combine
 from fer_ray.models.flops import Cost
+from fer_ray.reporting.progress import Progress
 from fer_ray.train.job import WORK_SUFFIX, train_bundle
 from fer_ray.train.recorder import has_checkpoints
 from fer_ray.tune.page import SearchSummary, write_report
@@ -58,7 +59,7 @@ class SearchOutcome:
         return found
 
 
-def write_outputs(outcome: SearchOutcome) -> None:
+def write_outputs(outcome: SearchOutcome, progress: Progress) -> None:
     """Write everything, in an order that a resumed search can continue: what takes long comes last and is not done twice."""
     config, output, best = outcome.config, outcome.output, outcome.best.trial
     storage = Storage()
@@ -78,7 +79,7 @@ def write_outputs(outcome: SearchOutcome) -> None:
     if config.train_best and not (output / FINAL_MODEL).exists():
         full = trial_config(replace(config, epochs=config.train_best), outcome.space, best.settings, output)
         begun = has_checkpoints(output / f"{FINAL_MODEL}{WORK_SUFFIX}")
-        train_bundle(replace(full, output=str(output / FINAL_MODEL), cpus_per_worker=None, resume=begun))
+        train_bundle(replace(full, output=str(output / FINAL_MODEL), cpus_per_worker=None, resume=begun), progress)
 
 
 def _write_front(outcome: SearchOutcome) -> None:

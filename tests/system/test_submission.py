@@ -137,7 +137,7 @@ def test_two_workers_train_one_network_though_the_node_of_one_dies_and_another_j
     assert json.loads(head.logs("train")[-1])["accuracy"] > 0.9
     history = pq.read_table(tmp_path / "model" / "history.parquet").to_pylist()
     assert [row["epoch"] for row in history] == list(range(1, EPOCHS + 1))
-    assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
+    assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
 
     line = ["--model", tmp_path / "model", "--dataset", drawn_faces, "--split", "validation", "--output", tmp_path / "judged"]
     assert head.submit("evaluate", "evaluate", *line, "--keep-duplicates").returncode == 0, head.logs("evaluate")

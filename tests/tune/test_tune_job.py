@@ -34,10 +34,24 @@ batch_size: 16
 OF_0_1 = b"\x80\x04cfer_ray.searching\n_Proposer\n."  # a pickle that names a module of version 0.1, as its searches did
 
 
-def search(tmp_path: Path, faces: Path, space: str = SPACE, **options: object) -> dict[str, object]:
+class Shown:
+    """What a terminal would show: how much is done, of how much, and the note."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[int, int, str]] = []
+
+    def start(self, what: str) -> None: ...
+
+    def update(self, done: int, total: int, note: str = "", unit: str = "") -> None:
+        self.updates.append((done, total, note))
+
+    def close(self) -> None: ...
+
+
+def search(tmp_path: Path, faces: Path, space: str = SPACE, progress: Shown | None = None, **options: object) -> dict[str, object]:
     (tmp_path / "space.yaml").write_text(space)
     options = {"data": DatasetConfig(str(faces), keep_duplicates=True), **options}
-    return tune(TuneConfig(str(tmp_path / "search"), space=str(tmp_path / "space.yaml"), **options))  # type: ignore[arg-type]
+    return tune(TuneConfig(str(tmp_path / "search"), space=str(tmp_path / "space.yaml"), **options), progress)  # type: ignore[arg-type]
 
 
 def draw_faces_with_votes(root: Path) -> None:
@@ -65,15 +79,19 @@ def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_
         search(tmp_path, Path("faces"), hopeless, data=data, trials=20, epochs=1)
 
     asked: dict[str, Any] = {"data": data, "trials": 2, "epochs": 2, "scheduler": "none", "low_cost": True, "train_best": 1}
-    summary = search(tmp_path, Path("faces"), **asked)
+    shown = Shown()
+    summary = search(tmp_path, Path("faces"), progress=shown, **asked)
     assert (summary["trials"], summary["completed"]) == (2, 2)
     trials = read_trials(Storage(), str(tmp_path / "search"))
     assert [len(trial.epochs) for trial in trials] == [2, 2]
     front = sorted((tmp_path / "search" / "front").iterdir())
     assert front[-1].read_text().splitlines()[2:] == (tmp_path / "search" / "best.yaml").read_text().splitlines()[1:]
     assert (tmp_path / "search" / "trained_model" / "model.keras").is_file()
-    *_, live = (message for message in caplog.messages if message.startswith("trial "))
-    assert f"best {summary['best_trial']} {summary['best_value']:.4f}" in live, "what was best at the end of the search is recommended"
+    *_, (done, total, live) = (update for update in shown.updates if "trials" in update[2])
+    assert (done, total) == (4, 4)
+    best = f"accuracy {summary['best_value']:.4f} by {summary['best_trial']} at epoch"
+    assert best in live, "what was best at the end of the search is recommended"
+    assert shown.updates[-1][:2] == (1, 1), "the training of the best is shown too"
     assert "fer-ray train --config" in caplog.messages[-1]
     with pytest.raises(UsageError, match="exists already: resume the search with --resume"):
         search(tmp_path, Path("faces"), **asked)
@@ -83,16 +101,23 @@ def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_
         search(tmp_path, Path("faces"), **asked, resume=True)
 
 
-def test_the_best_so_far_is_the_best_epoch_of_all_trials_not_the_last(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="fer_ray")
-    told = SearchProgress(TuneConfig(str(tmp_path), objective="nll", data=DatasetConfig("faces")), str(tmp_path), expected=2)
+def test_a_search_shows_the_best_epoch_of_all_trials_not_the_last_and_counts_a_stopped_trial_as_done(tmp_path: Path) -> None:
+    shown = Shown()
+    progress.show_on(shown)
+    told = SearchProgress(TuneConfig(str(tmp_path), epochs=8, objective="nll", data=DatasetConfig("faces")), str(tmp_path), expected=3)
+    ended: set[str] = set()
     first, second = (
-        SimpleNamespace(trial_id=name, status="RUNNING", config={SETTINGS: f'{{"stem": {stem}}}'}, is_finished=lambda: False)
+        SimpleNamespace(
+            trial_id=name, status="RUNNING", config={SETTINGS: f'{{"stem": {stem}}}'}, is_finished=lambda name=name: name in ended
+        )
         for name, stem in (("first", 4), ("second", 8))
     )
     for number, (trial, nll) in enumerate([(first, 0.5), (second, 0.7), (first, 0.9), (second, float("nan"))]):
         told.on_trial_result(number, [first, second], trial, {"epoch": number // 2 + 1, "nll": nll, "accuracy": 0.5})
-        assert "best first 0.5000 at epoch 1" in caplog.messages[-1]
+        assert shown.updates[-1] == (number + 1, 24, "0 of 3 trials ended, nll 0.5000 by first at epoch 1")
+    ended.add("first")
+    told.on_trial_result(5, [first, second], second, {"epoch": 3, "nll": 0.4, "accuracy": 0.5})
+    assert shown.updates[-1] == (8 + 3, 24, "1 of 3 trials ended, nll 0.4000 by second at epoch 3")
 
 
 def test_a_population_continues_from_its_best(ray_cluster: None, drawn_faces: Path, tmp_path: Path) -> None:
