@@ -33,6 +33,7 @@ READ_SECONDS = 30
 ATTEMPTS = 5  # to read a file, with waits of 4 to 8 s together; a list of many servers names dead ones, so no longer
 SECONDS_BEFORE_RETRY = 0.5  # doubled each time
 MAX_REDIRECTS = 5
+MAX_WHOLE_FILE = 256 << 20  # bytes of a tar or list that can only be read at once
 SERVERS = 64  # that connections are kept to
 CONNECTIONS = 32  # to one of them
 
@@ -89,17 +90,19 @@ class WebStore:
         return _with_retries(uri, lambda: _body(_ask("GET", uri, headers), uri, limit, length))
 
     def open(self, uri: str, read_ahead: int) -> io.BufferedReader:
-        """The file, read by ranges of at least `read_ahead` bytes, or at once where the server does not say how large it is."""
+        """The file, read by ranges of at least `read_ahead` bytes; whole where it is smaller or the server sends no ranges.
+
+        Raises:
+            TooLargeError: it is larger than MAX_WHOLE_FILE and cannot be read by ranges.
+        """
         found = self.stat(uri)
         if found is None:
             raise FileNotFoundError(uri)
-        if found.size_bytes is None:
-            raise AccessError(f"{uri} cannot be read (the server does not say how large it is): copy it here.", "its size is not known")
-
-        def read_range(start: int, length: int) -> bytes:
-            return self.read(uri, length, start, length)
-
-        return io.BufferedReader(RangedFile(read_range, found.size_bytes), read_ahead)
+        size = found.size_bytes
+        if size is not None and size > read_ahead and _with_retries(uri, lambda: _look("GET", uri, {"Range": "bytes=0-0"})).status == 206:
+            return io.BufferedReader(RangedFile(lambda start, length: self.read(uri, length, start, length), size), read_ahead)
+        content = self.read(uri, MAX_WHOLE_FILE)
+        return io.BufferedReader(RangedFile(lambda start, length: content[start : start + length], len(content)), read_ahead)
 
 
 def check_address(uri: str) -> str:
@@ -154,8 +157,9 @@ def _with_retries(uri: str, work: Callable[[], Answered]) -> Answered:
         raise AccessError(f"{uri} cannot be read ({reason}): check the address and the network.", reason) from None
 
 
-def _look(method: str, uri: str) -> urllib3.BaseHTTPResponse:
-    answer = _ask(method, uri, {})
+def _look(method: str, uri: str, headers: Mapping[str, str] | None = None) -> urllib3.BaseHTTPResponse:
+    """What the server says of a file, without the file."""
+    answer = _ask(method, uri, headers or {})
     answer.close()
     return answer
 

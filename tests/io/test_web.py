@@ -131,8 +131,15 @@ def test_redirects_stay_in_http_and_never_leave_https(
     assert "hidden" not in caplog.text
 
 
-def test_parts_are_read_only_of_the_file_that_was_listed(serve: Serve) -> None:
-    server = serve({"/a": Answer(b"0123456789"), "/whole": Answer(b"0123456789", parts=False), "/new": Answer(status=412)})
+def test_parts_are_read_only_of_the_file_that_was_listed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(
+        {
+            "/a": Answer(b"0123456789"),
+            "/whole": Answer(b"0123456789", parts=False),
+            "/small": Answer(b"01234567", parts=False),
+            "/new": Answer(status=412),
+        }
+    )
     storage = Storage()
     assert storage.read_part(f"{server.endpoint}/a", 2, 3, 3, "tag") == b"234"
     assert storage.read_part(f"{server.endpoint}/a", 2, 3, 3, "W/tag") == b"234"
@@ -143,6 +150,15 @@ def test_parts_are_read_only_of_the_file_that_was_listed(serve: Serve) -> None:
         storage.read_part(f"{server.endpoint}/new", 2, 3, 3, "tag")
     with pytest.raises(TooLargeError):
         storage.read(f"{server.endpoint}/a", 9)
+    monkeypatch.setattr(web, "MAX_WHOLE_FILE", 9)
+    server.asked.clear()
+    with storage.open(f"{server.endpoint}/a", read_ahead=4) as file:
+        assert (file.read(3), file.seek(8), file.read(9)) == (b"012", 8, b"89")
+    assert all(one.method == "HEAD" or one.headers["Range"] for one in server.asked)
+    with pytest.raises(TooLargeError):
+        storage.open(f"{server.endpoint}/whole", read_ahead=4)
+    with storage.open(f"{server.endpoint}/small", read_ahead=4) as file:
+        assert (file.seek(6), file.read(9)) == (6, b"67")
 
 
 @pytest.mark.parametrize(
