@@ -22,9 +22,7 @@ class EvaluateConfig:
         help="fer2013 or ferplus, which come with the package, or bundles in folders or s3://bucket/prefix (required)",
         metavar="NAME|DIR",
     )
-    output: PathText = option(
-        default="", help="folder or s3://bucket/prefix for index.html, the pictures and the figures (required)", metavar="DIR"
-    )
+    output: PathText = option(default="", help="folder or s3://bucket/prefix for index.html and the figures (required)", metavar="DIR")
     split: str = option(default="test", help="the split that the models are judged on", choices=SPLITS)
     flip: bool = option(default=False, help="average the answers for each face and its mirror image")
     samples: int = option(default=50, help="random predictions to show", metavar="N", gt=0, le=MAX_SAMPLES)
@@ -33,7 +31,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.model) and all(self.model), "Which model? Give --model fer2013, or a bundle.")
-        check(bool(self.output), "Where to? Give --output FOLDER for the pages and figures.")
+        check(bool(self.output), "Where to? Give --output FOLDER for the page and the figures.")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as the report records them: all but the address of the store."""

@@ -1,4 +1,4 @@
-"""The evaluation job: what models get right and wrong on labeled faces, as a page, pictures and figures."""
+"""The evaluation job: what models get right and wrong on labeled faces, as a page and figures."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from fer_ray.config.evaluate import EvaluateConfig
 from fer_ray.config.import_model import IMPORTED
 from fer_ray.data.dataset import Dataset, Split, load_dataset
 from fer_ray.errors import DatasetError, MissingSplitError, StorageError, UsageError
-from fer_ray.evaluate import page, plots
+from fer_ray.evaluate import page
 from fer_ray.evaluate.history import read_history
-from fer_ray.evaluate.pictures import draw_comparison, draw_pictures
 from fer_ray.evaluate.score import check_classes, in_order_of, measure, most_confident_errors
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.models import bundle, keras_bundle, metrics
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 PAGE_FILE = "index.html"
 FIGURES_FILE = "evaluation.json"
-ANSWERS_FILE = "predictions.parquet"
 SUMMARY_KEYS = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
 PROGRESS_STEP = 2048  # faces
 
@@ -75,14 +73,14 @@ class Evaluation:
     Attributes:
         name: that of the candidate.
         content: its figures as `evaluation.json` holds them.
-        pictures: PNGs by file name.
+        shown: what else the page shows of it.
         faces: labels and targets in the order of the model's classes.
         probabilities: its calibrated answers, (n, classes).
     """
 
     name: str
     content: dict[str, Any]
-    pictures: dict[str, bytes]
+    shown: page.Shown
     faces: Split
     probabilities: Float64Array
 
@@ -93,7 +91,7 @@ class Evaluation:
 
 
 def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
-    """Judge the models that the configuration names, and write page, pictures and figures to `config.output`.
+    """Judge the models that the configuration names, and write page and figures to `config.output`.
 
     Args:
         config: models, data set and output.
@@ -210,14 +208,12 @@ def _judge(storage: Storage, config: EvaluateConfig, candidate: Candidate, data:
         "temperature": loaded.temperature,
         **measure(logits, faces, loaded.classes, loaded.temperature, config.seed),
         "most_confident_errors": most_confident_errors(probabilities, faces, loaded.classes),
-        "training_curves": note or "curves.png",
+        "training_curves": note or f"They are in {PAGE_FILE}.",
     }
-    pictures = draw_pictures(content, loaded, _keras_network(candidate), faces, logits, config.samples, config.seed)
-    if history is not None:
-        pictures["curves.png"] = plots.draw_curves(history)
+    shown = page.show(config, content, _keras_network(candidate), faces, logits, history)
     accuracy, macro_f1 = content["figures"]["accuracy"], content["figures"]["macro_f1"]
     logger.info("%s: accuracy %s, macro F1 %.3f", candidate.name, percent(accuracy, 1), macro_f1)
-    return Evaluation(candidate.name, content, pictures, faces, probabilities)
+    return Evaluation(candidate.name, content, shown, faces, probabilities)
 
 
 def _keras_network(candidate: Candidate) -> keras.Model | None:
@@ -262,17 +258,11 @@ def compare(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 def _write(storage: Storage, output: str, content: dict[str, Any], evaluations: Sequence[Evaluation]) -> None:
     """Everything for each model, in a folder of its own where there are several, and the page last."""
-    drawn = {one.name: one.pictures for one in evaluations}
-    comparison = draw_comparison(content) if len(evaluations) > 1 else None
-    if comparison:
-        storage.write(join(output, "comparison.png"), comparison)
     for one in evaluations:
         folder = output if len(evaluations) == 1 else join(output, one.name)
-        for file, png in one.pictures.items():
-            storage.write(join(folder, file), png)
-        storage.write(join(folder, ANSWERS_FILE), answers_table(one))
+        storage.write(join(folder, page.ANSWERS_FILE), answers_table(one))
     storage.write(join(output, FIGURES_FILE), (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    storage.write(join(output, PAGE_FILE), page.evaluation_page(content, drawn, comparison).encode("utf-8", "replace"))
+    storage.write(join(output, PAGE_FILE), page.evaluation_page(content, [one.shown for one in evaluations]).encode("utf-8", "replace"))
 
 
 def answers_table(evaluation: Evaluation) -> bytes:

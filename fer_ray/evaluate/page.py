@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 import fer_ray
+from fer_ray.config.evaluate import EvaluateConfig
+from fer_ray.data.dataset import Split
+from fer_ray.evaluate import pictures, plots
+from fer_ray.evaluate.history import History
+from fer_ray.evaluate.pictures import Answer, Attention
+from fer_ray.models import metrics
 from fer_ray.models.metrics import LESS_IS_BETTER
+from fer_ray.reporting.charts import Chart
 from fer_ray.reporting.html import NOTHING, render
 from fer_ray.text import percent
+from fer_ray.typing import Float32Array
+
+if TYPE_CHECKING:
+    import keras
 
 FIGURES = {
     "accuracy": ("Accuracy", "share of faces labeled right"),
@@ -22,40 +33,91 @@ FIGURES = {
     "nll": ("NLL", "mean of -log p of the label; less is better"),
     "brier": ("Brier score", "squared error of the probabilities; less is better"),
 }
+ANSWERS_FILE = "predictions.parquet"
 CLASS_FIGURES = ("precision", "recall", "f1", "roc_auc")
-WEBP_QUALITY = 80  # of pictures in the page; the PNG files beside it are exact
 SMALLEST_P = 1e-4  # below, a p-value is said to be below
 
 
-def evaluation_page(content: Mapping[str, Any], pictures: Mapping[str, Mapping[str, bytes]], comparison: bytes | None) -> str:
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows of a model beside its figures.
+
+    Attributes:
+        calibration: charts of confidence.
+        training: charts of its training, if its history is known.
+        random: answers to faces taken at random, the same faces for all models.
+        errors: its most confident errors.
+        attention: what its first network looks at, if it can be had in Keras.
+    """
+
+    calibration: Sequence[Chart]
+    training: Sequence[Chart]
+    random: Sequence[Answer]
+    errors: Sequence[Answer]
+    attention: Attention | None
+
+
+def show(
+    config: EvaluateConfig,
+    content: Mapping[str, Any],
+    network: keras.Model | None,
+    faces: Split,
+    logits: Float32Array,
+    history: History | None,
+) -> Shown:
+    """Charts and faces of a model.
+
+    Args:
+        config: How many random faces, and their seed: these are the same for all models.
+        content: What `evaluation.json` says of the model.
+        network: Its first network in Keras, for what it looks at; None where there is none.
+        faces: Labels and targets in the order of its classes.
+        logits: Its answers to them before calibration, (n, classes).
+        history: Its training, if it is known.
+    """
+    classes, probabilities = content["classes"], metrics.softmax(logits, content["temperature"])
+    after, before = (metrics.reliability(answers, faces.labels) for answers in (probabilities, metrics.softmax(logits)))
+    random = np.random.default_rng(config.seed).choice(len(faces), min(config.samples, len(faces)), replace=False).tolist()
+    errors = [error["index"] for error in content["most_confident_errors"]]
+    return Shown(
+        plots.calibration(after, before),
+        plots.training(history) if history else [],
+        pictures.answers(random, faces, probabilities, classes),
+        pictures.answers(errors, faces, probabilities, classes),
+        None if network is None else pictures.attention(network, faces, probabilities, classes, config.seed),
+    )
+
+
+def evaluation_page(content: Mapping[str, Any], shown: Sequence[Shown]) -> str:
     """The page.
 
     Args:
         content: What `evaluation.json` holds.
-        pictures: PNGs by the model's name and the file's.
-        comparison: The picture of several models side by side.
+        shown: What else is shown of each of its models.
     """
     models = content["models"]
+    several = len(models) > 1
     return render(
         "fer_ray.evaluate",
         "evaluation.html.j2",
-        styles=("evaluation.css",),
+        styles=("charts.css", "evaluation.css"),
         scripts=("base.js",),
         title="Evaluation of " + ", ".join(str(one["name"]) for one in models),
-        links=[(name, name) for name in ("evaluation.json", *(["predictions.parquet"] if len(models) == 1 else []))],
+        links=[("evaluation.json", "evaluation.json")],
         content=content,
-        models=[_model(one, pictures[one["name"]]) for one in models],
-        side_by_side=_side_by_side(models) if len(models) > 1 else [],
+        models=[_model(one, of_it, several) for one, of_it in zip(models, shown, strict=True)],
+        random=list(zip(*(one.random for one in shown), strict=True)),
+        side_by_side=_side_by_side(models) if several else [],
         tests=[_test(row) for row in content["comparison"]],
-        comparison=_as_webp(comparison) if comparison else None,
+        comparison=plots.comparison(content) if several else [],
         version=fer_ray.__version__,
     )
 
 
-def _model(one: Mapping[str, Any], pictures: Mapping[str, bytes]) -> dict[str, Any]:
-    """A model as the template shows it: figures in words, pictures small."""
+def _model(one: Mapping[str, Any], shown: Shown, several: bool) -> dict[str, Any]:
+    """A model as the template shows it: figures in words."""
     networks = " and ".join(dict.fromkeys(one["networks"]))
-    absent = [row["class"] for row in one["per_class"] if not row["images"]]
+    confusion = one["confusion"]
     return {
         **one,
         "described": f"{len(one['networks'])} networks ({networks}), averaged" if len(one["networks"]) > 1 else networks,
@@ -67,10 +129,14 @@ def _model(one: Mapping[str, Any], pictures: Mapping[str, bytes]) -> dict[str, A
             (row["class"], f"{row['images']:,}", f"{row['predicted']:,}", *(number(name, row[name]) for name in CLASS_FIGURES))
             for row in one["per_class"]
         ],
-        "absent": absent,
+        "confusion_rows": [
+            (label, list(zip(confusion["predicted"], shares, counts, strict=True)))
+            for label, shares, counts in zip(confusion["labels"], confusion["shares"], confusion["counts"], strict=True)
+        ],
+        "absent": [row["class"] for row in one["per_class"] if not row["images"]],
         "without_area": [row["class"] for row in one["per_class"] if row["roc_auc"] is None],
-        "errors": [(e["name"], e["label"], e["predicted"], percent(e["confidence"], 1)) for e in one["most_confident_errors"]],
-        "pictures": {name.removesuffix(".png"): _as_webp(png) for name, png in pictures.items()},
+        "answers_file": f"{one['name']}/{ANSWERS_FILE}" if several else ANSWERS_FILE,
+        "shown": shown,
     }
 
 
@@ -112,9 +178,3 @@ def _test(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['only_second_correct']:,}",
         p_value + (" (exact)" if row["exact"] else ""),
     )
-
-
-def _as_webp(png: bytes) -> bytes:
-    """The same picture at a tenth of the bytes."""
-    pixels = np.asarray(cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED))
-    return bytes(cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])[1])

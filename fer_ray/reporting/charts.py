@@ -12,7 +12,7 @@ import numpy as np
 
 WIDTH = 460  # of a chart in its own units; a page stretches it to its column
 HEIGHT = 260
-LEFT = 54  # room for the words of the vertical axis
+LEFT = 54  # room for the words of the vertical axis, where a chart does not say how much it needs
 RIGHT = 12
 TOP = 10
 BOTTOM = 42  # room for the words and the title of the horizontal axis
@@ -55,7 +55,7 @@ class Series:
     Attributes:
         name: What the legend says; series of the same name share an entry, one without a name has none.
         points: Pairs (x, y); of bars y is the height.
-        color: A class of `charts.css`: one of COLORS, `other` or `muted`.
+        color: A class of `charts.css`: one of COLORS, `other` or `ink`.
         kind: How the points are drawn.
         key: What the page's script knows it by, such as the number of a trial.
         title: What the browser shows where the pointer rests.
@@ -83,15 +83,16 @@ class Chart:
     bars: int = 1  # how many there is room for side by side
     width: int = WIDTH
     height: int = HEIGHT
+    left: int = LEFT  # room for the words of the vertical axis
 
     @property
     def bar(self) -> float:
         """How wide one of the bars is."""
-        return round(0.9 * (self.width - LEFT - RIGHT) / self.bars, 1)
+        return round(0.9 * (self.width - self.left - RIGHT) / self.bars, 1)
 
     def across(self, place: float) -> float:
         """The x of a place 0 to 1 in the chart's own units."""
-        return round(LEFT + place * (self.width - LEFT - RIGHT), 1)
+        return round(self.left + place * (self.width - self.left - RIGHT), 1)
 
     def down(self, place: float) -> float:
         """The y of a place 0 to 1, which counts from below."""

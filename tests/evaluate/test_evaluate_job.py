@@ -30,13 +30,12 @@ from fer_ray.io.storage import Storage
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import build
 from fer_ray.models.conversion import add_onnx
-from fer_ray.reporting import plotting
+from fer_ray.models.metrics import Bins
 from fer_ray.reporting.responsible_use import RESPONSIBLE_USE
 
 HOSTILE = '"><script>alert(1)<\u202e$\\frac$\n\u6f22 & co'
 SMALL = ModelConfig(architecture="residual", stem=8, widths=(8,), depths=(1,), image_size=32)
-PICTURES = {"confusion.png", "reliability.png", "predictions.png", "errors.png", "gradcam.png", "activations.png"}
-PNG = b"\x89PNG"
+MIN_TEXT = 11  # pixels of words in a chart on a phone
 
 
 def save_bundle(folder: Path, classes: tuple[str, ...], model: ModelConfig = SMALL) -> Path:
@@ -77,17 +76,15 @@ def write_history(folder: Path, **columns: list[Any]) -> None:
     pq.write_table(pa.table(table), folder / bundle.HISTORY_FILE)
 
 
-def test_every_model_gets_its_figures_pictures_and_answers_and_the_summary_names_them_all(evaluated: tuple[Path, dict[str, Any]]) -> None:
+def test_every_model_gets_its_figures_and_answers_and_the_summary_names_them_all(evaluated: tuple[Path, dict[str, Any]]) -> None:
     output, summary = evaluated
     keys = ["accuracy", "macro_f1", "weighted_f1", "ece", "nll", "samples", "model_version", "output"]
     assert list(summary) == [*keys, "models"]
     assert [list(one) for one in summary["models"]] == [keys, keys]
     content = json.loads((output / "evaluation.json").read_text())
     names = [one["name"] for one in content["models"]]
-    assert {path.name for path in output.iterdir()} == {*names, "index.html", "evaluation.json", "comparison.png"}
-    for name, one, row, curves in zip(names, content["models"], summary["models"], ({"curves.png"}, set()), strict=True):
-        assert {path.name for path in (output / name).glob("*.png")} >= (PICTURES | curves) - {"errors.png"}
-        assert all(path.read_bytes().startswith(PNG) for path in (output / name).glob("*.png"))
+    assert {path.name for path in output.iterdir()} == {*names, "index.html", "evaluation.json"}
+    for name, one, row in zip(names, content["models"], summary["models"], strict=True):
         answers = pq.read_table(output / name / "predictions.parquet").to_pandas()
         assert (answers["label"] == answers["predicted"]).mean() == pytest.approx(row["accuracy"], abs=1e-6)
         assert np.allclose(answers[[f"prob_{emotion}" for emotion in one["classes"]]].sum(axis=1), 1)
@@ -105,25 +102,74 @@ def test_the_page_stands_alone_is_whole_and_shows_strange_names_as_text(evaluate
     assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "form"}
     assert [tag for tag, _ in page.tags].count("script") == 1, "the page's own, named by its hash"
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) >= 2 * 5 + 2
     assert all((image["src"] or "").startswith("data:image/webp;base64,") and image["alt"] for image in images)
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     links = {attributes["href"] or "" for tag, attributes in page.tags if tag == "a"}
-    assert {link for link in links if not link.startswith("#")} == {"evaluation.json"}
+    files = {link for link in links if not link.startswith("#")}
+    assert len(files) == 3
+    assert all((evaluated[0] / file).exists() for file in files), "the figures, and the answers of each model"
     assert "<script>alert(1)<\\u202e" in page.text
     for words in (*RESPONSIBLE_USE, "McNemar", "came without the history of its training", "of angry here", "\N{EN DASH}"):
         assert words in page.text, words
 
 
+def table_cells(page: Any, selector: str) -> list[list[str]]:
+    rows: list[list[str]] = page.evaluate(
+        "(selector) => [...document.querySelector(selector).rows].map((row) => [...row.cells].map((cell) => cell.textContent.trim()))",
+        selector,
+    )
+    return rows
+
+
 @needs_browser
-def test_the_page_of_several_models_is_light_short_and_fits_a_phone(evaluated: tuple[Path, dict[str, Any]]) -> None:
-    file = evaluated[0] / "index.html"
-    assert file.stat().st_size < 2_500_000
+def test_the_page_of_several_models_is_light_short_and_shows_each_random_face_once(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    file, content = evaluated[0] / "index.html", json.loads((evaluated[0] / "evaluation.json").read_text())
+    assert file.stat().st_size < 500_000
     with browsed(file) as page:
         assert page.evaluate("document.documentElement.scrollHeight") < 4000, "the models are folded below the comparison"
+        shown = page.locator(".faces:has(.by) figure")
+        assert shown.count() == 15, "the random faces, with both answers"
+        assert page.locator(".faces .by").count() == 2 * 15
+        tables = [pq.read_table(evaluated[0] / one["name"] / "predictions.parquet").to_pandas() for one in content["models"]]
+        predicted = [dict(zip(table["name"], table["predicted"], strict=True)) for table in tables]
+        plain = [one for one in shown.all() if one.get_attribute("title") in predicted[0]]
+        assert len(plain) >= 13, "all but those with the strange names"
+        for figure in plain:
+            label, *said, _ = figure.locator("figcaption > *").all_text_contents()
+            for words, answers in zip(said, predicted, strict=True):
+                answer = answers[figure.get_attribute("title")]
+                assert words.startswith(answer if answer == label else f"\u2717 {answer}")
         page.locator("details.model > summary").first.click()
-        assert page.get_by_text("Confusion matrix").first.is_visible()
+        confusion = content["models"][0]["confusion"]
+        head, *rows = table_cells(page, ".confusion")[1:]
+        assert head == ["label", *confusion["predicted"]]
+        for row, label, shares, counts in zip(rows, confusion["labels"], confusion["shares"], confusion["counts"], strict=True):
+            assert row == [label, *(f"{100 * share:.0f}{count}" for share, count in zip(shares, counts, strict=True))]
+
+
+@needs_browser
+def test_on_a_phone_the_page_keeps_its_width_its_charts_their_words_and_the_dark_its_colours(
+    evaluated: tuple[Path, dict[str, Any]],
+) -> None:
+    with browsed(evaluated[0] / "index.html") as page:
+        page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
         assert fits(page)
+        sizes = page.evaluate(
+            "[...document.querySelectorAll('svg text')].map((one) => parseFloat(getComputedStyle(one).fontSize) * one.getScreenCTM().a)"
+        )
+        assert len(sizes) > 50
+        assert min(sizes) >= MIN_TEXT
+        assert page.locator(".confusion").first.bounding_box()["width"] <= 390
+        colors = {}
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            colors[scheme] = page.evaluate(
+                "['svg text', 'svg polyline', '.confusion td', '.faces figcaption'].map((one) => {"
+                "const style = getComputedStyle(document.querySelector(one));"
+                "return [style.color, style.fill, style.stroke, style.backgroundColor].join() })"
+            )
+        assert all(light != dark for light, dark in zip(colors["light"], colors["dark"], strict=True))
+        assert page.evaluate("[...document.images].every((one) => getComputedStyle(one).filter === 'none')"), "each face as it is"
 
 
 def test_one_model_is_judged_from_the_command_line_on_the_split_that_was_asked_for(faces: Path, tmp_path: Path) -> None:
@@ -141,7 +187,9 @@ def test_one_model_is_judged_from_the_command_line_on_the_split_that_was_asked_f
     loaded = bundle.load(str(model), flip=True)
     split = load_dataset(DatasetConfig(str(faces)), 32, splits=("train",)).splits["train"]
     assert summary["accuracy"] == pytest.approx((loaded.probabilities(split.images).argmax(1) == split.labels).mean(), abs=1e-4)
-    assert (tmp_path / "out" / "confusion.png").exists()
+    page = Page((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    assert {"evaluation.json", "predictions.parquet"} <= {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.html", "evaluation.json", "predictions.parquet"}
 
 
 def test_a_data_set_with_emotions_that_the_model_lacks_is_refused_and_nothing_is_written(faces: Path, tmp_path: Path) -> None:
@@ -237,7 +285,22 @@ def test_falls_of_the_learning_rate_are_found_and_drawn() -> None:
     assert history.drops.tolist() == [5, 7]
     cosine = 1 + np.cos(np.pi * np.arange(1, 8) / 7)
     assert History(np.arange(1.0, 8.0), values, values, values, values, cosine).drops.tolist() == []
-    assert plots.draw_curves(history).startswith(PNG)
+    for chart in plots.training(history):
+        falls = [one for one in chart.series if one.kind == "dashed"]
+        assert [[x for x, _ in fall.points] for fall in falls] == [[5, 5], [7, 7]]
+
+
+def test_a_history_with_holes_is_drawn_without_them() -> None:
+    hole = np.array([0.5, np.nan, 0.7])
+    loss, *_ = plots.training(History(np.arange(1.0, 4.0), np.full(3, np.nan), hole, hole, hole, np.full(3, np.nan)))
+    assert [list(one.points) for one in loss.series] == [[], [(1, 0.5), (3, 0.7)]]
+
+
+def test_calibration_is_drawn_where_there_are_faces() -> None:
+    after = Bins(np.array([0, 3, 0, 1]), np.array([0, 0.3, 0, 0.8]), np.array([0, 1 / 3, 0, 1]))
+    accuracy, faces = plots.calibration(after, after)
+    assert [list(one.points) for one in accuracy.series] == [[(0.375, 1 / 3), (0.875, 1)], [(0, 0), (1, 1)], [(0.3, 1 / 3), (0.8, 1)]]
+    assert list(faces.series[0].points) == [(0.375, 3), (0.875, 1)]
 
 
 def test_the_heat_map_lies_where_the_evidence_is() -> None:
@@ -265,8 +328,3 @@ def test_a_network_without_feature_maps_has_no_heat_map() -> None:
     assert gradcam.first_activations(network, np.zeros((8, 8), np.uint8)) is None
     inputs = keras.Input((4,))
     assert gradcam.heat_maps(keras.Model(inputs, keras.layers.Dense(2)(inputs)), np.zeros((1, 8, 8), np.uint8), np.array([0])) is None
-
-
-def test_names_in_pictures_are_short_and_hold_only_what_the_font_can_show() -> None:
-    assert plotting.shorten("a/b/" + "x" * 40 + "\x1b[31m.png").count("x") < 20
-    assert plotting.shorten("\x1b\u6f22.png") == "??.png"

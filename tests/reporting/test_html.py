@@ -19,7 +19,7 @@ TEMPLATE = """{% extends "base.html.j2" %}
 {{ ui.heading("first", "First") }}{{ ui.heading("second", words) }}
 {{ ui.cards([{"name": words, "value": 0.5 | percent, "notes": [words]}]) }}
 {{ ui.table(["name", words], [[words, 1]], sortable=true) }}
-{{ ui.figure(words.encode(), words, words) }}
+<figure><img src="{{ words.encode() | data_uri }}" alt="{{ words }}"><figcaption>{{ words }}</figcaption></figure>
 {{ ui.lines(words ~ "\\n" ~ words) }}
 {{ ui.values("data", [words]) }}
 {% endblock %}

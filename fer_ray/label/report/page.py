@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from fer_ray.io.storage import join
+from fer_ray.io.storage import is_remote, join
 from fer_ray.label.report.aggregates import aggregate, read_earlier_runs, write_aggregates
 from fer_ray.label.report.content import ReportContent, RunReport, image_link
 from fer_ray.label.report.samples import read_samples
@@ -38,13 +38,19 @@ def write_report(run: Run, row: Mapping[str, Any]) -> str:
     wanted = {group: SAMPLES_PER_EMOTION if group else UNCERTAIN_SAMPLES for group in summary.candidates}
     samples = read_samples(run, summary.candidates, wanted) if run.config.thumbnails else None
     address = join(run.output, "reports", run.run_id, PAGE_FILE)
-    run.storage.write(address, render_page(RunReport(row, summary, earlier, samples)).encode())
+    run.storage.write(address, render_page(RunReport(row, summary, earlier, samples), not is_remote(address)).encode())
     return address
 
 
-def render_page(report: RunReport) -> str:
-    """The page; that of a run without images is short, and nothing in it runs."""
+def render_page(report: RunReport, is_in_folder: bool) -> str:
+    """The page; that of a run without images is short, and nothing in it runs.
+
+    Args:
+        report: What it shows.
+        is_in_folder: Whether it lies on a disk: browsers list the folders there, so the page leads up to those of all runs.
+    """
     content = ReportContent(report)
+    up = [("Reports of all runs", "../")] if is_in_folder else []
     previous = [(f"Previous run: {one.run_id}", f"../{quote(one.run_id, safe='')}/{PAGE_FILE}") for one in report.earlier[-1:]]
     return render(
         "fer_ray.label.report",
@@ -52,7 +58,7 @@ def render_page(report: RunReport) -> str:
         styles=["run.css"],
         scripts=["run.js"] if content.total.images else [],
         title=f"Labeling run {report.row['run_id']}",
-        links=previous,
+        links=[*up, *previous],
         run=content,
         image_link=image_link,
     )
