@@ -320,6 +320,17 @@ def test_the_heat_map_lies_where_the_evidence_is() -> None:
     assert maps.shape == (2, 32, 32)
 
 
+def test_without_tensorflow_a_model_is_judged_and_the_page_says_why_there_are_no_heat_maps(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_bundle(tmp_path / "model", ("happy", "sad"))
+    monkeypatch.setattr("fer_ray.evaluate.job.find_spec", lambda name: None)
+    evaluate(EvaluateConfig((str(model),), str(tmp_path / "out"), data=DatasetConfig(str(faces))))
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "There are no heat maps: they take TensorFlow" in Page(page).text
+    assert "Filter 1" not in page
+
+
 def test_a_network_without_feature_maps_has_no_heat_map() -> None:
     import keras
 
