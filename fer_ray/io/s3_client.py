@@ -95,13 +95,18 @@ class Connection:
     requester_pays: bool
     fast_stores: dict[str, S3Store] = field(default_factory=dict)
 
-    def add_fast_store(self, bucket: str) -> None:
-        """Give obstore the bucket where boto3 found it, in its region, with the keys of the same chain."""
+    def find(self, bucket: str) -> tuple[str, str]:
+        """The address and the region of a bucket, as far as boto3 knows: it learns from answers that it got."""
         url = urllib.parse.urlsplit(self.client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}))
-        address = urllib.parse.urlunsplit((url.scheme, url.netloc, url.path.removesuffix("/k"), "", ""))
         scope = urllib.parse.parse_qs(url.query).get("X-Amz-Credential", [""])[0].split("/")  # key/day/region/s3/aws4_request
+        address = urllib.parse.urlunsplit((url.scheme, url.netloc, url.path.removesuffix("/k"), "", ""))
+        return address, scope[2] if len(scope) > 2 else "us-east-1"
+
+    def add_fast_store(self, bucket: str) -> None:
+        """Give obstore the bucket where boto3 found it, with the keys of the same chain."""
+        address, region = self.find(bucket)
         options: Any = {
-            "allow_http": url.scheme == "http",
+            "allow_http": address.startswith("http://"),
             "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
             "read_timeout": timedelta(seconds=READ_SECONDS),
             "timeout": timedelta(days=1),
@@ -112,7 +117,7 @@ class Connection:
             bucket,
             aws_endpoint_url_s3=address,  # stands above what the environment says
             virtual_hosted_style_request=True,  # the address is the bucket's own, wherever its name stands in it
-            region=scope[2] if len(scope) > 2 else "us-east-1",
+            region=region,
             credential_provider=Boto3CredentialProvider(self.session, ttl=timedelta(minutes=KEY_MINUTES)) if self.signed else None,
             skip_signature=not self.signed,
             request_payer=self.requester_pays,
