@@ -1,26 +1,21 @@
-"""A training as a Ray Train job: the workers it needs, its checkpoints, and why it failed; or, of one worker, in this process."""
+"""A training as a Ray Train job: the workers it needs, its checkpoints, and why it failed; trials of a search run the same way."""
 
 from __future__ import annotations
 
-import datetime
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fer_ray.cluster import cluster_cpus, connect, exceeds_this_machine
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.train.collective import CollectiveConfig
-from fer_ray.train.loop import Workers
-from fer_ray.train.recorder import STATE_FILE
-from fer_ray.train.worker import FAILURE_FILE, TrainingRun, load_training_data, train_as, train_loop_per_worker
+from fer_ray.train.worker import FAILURE_FILE, TrainingRun, train_loop_per_worker
 
 if TYPE_CHECKING:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 CHECKPOINTS_FOLDER = "train"  # in the storage of a training
-UNFINISHED = "unfinished"  # in it: a checkpoint until all of it is there
 KEPT_CHECKPOINTS = 2  # the newest may be half written when a machine dies
 KEPT = "finished checkpoints, if any, are kept in"  # begins the part of an error that differs from trial to trial
 REPORT_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
@@ -59,41 +54,6 @@ def run_training(run: TrainingRun, callbacks: Sequence[Any] = ()) -> Path:
     if result.checkpoint is None:
         raise TrainingError(f"The training ended without a single epoch: see {run.storage}.")
     return Path(result.checkpoint.path)
-
-
-def run_in_process(run: TrainingRun, workers: Workers, report: Callable[[dict[str, Any]], None]) -> Path:
-    """Run a training of one worker, or a part of it, as `run_training` does, but without the seven processes of a Ray Train job.
-
-    Args:
-        run: What is trained and where its checkpoints go.
-        workers: This process, as `join_workers` has made it.
-        report: Told of every epoch.
-
-    Returns:
-        The folder of the last checkpoint.
-
-    Raises:
-        FerRayError: the training cannot continue.
-    """
-    folder = Path(run.storage) / CHECKPOINTS_FOLDER
-
-    def keep(row: dict[str, Any], checkpoint: Path | None) -> None:
-        if checkpoint:  # as always with the only worker
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-            shutil.copytree(checkpoint, folder / UNFINISHED, copy_function=shutil.copyfile)  # with new times, which tell the newest
-            (folder / UNFINISHED).rename(folder / f"checkpoint_{datetime.datetime.now():%Y-%m-%d_%H-%M-%S.%f}")  # as Ray Train names them
-        for older in _checkpoints(folder)[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(older)
-        report(row)
-
-    found = _checkpoints(folder)
-    train_as(workers, run, load_training_data(run.config), str(found[-1]) if found else run.start, keep)
-    return _checkpoints(folder)[-1]
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """The finished ones, the oldest first."""
-    return sorted(state.parent for state in folder.glob(f"checkpoint_*/{STATE_FILE}"))
 
 
 def _raise_recorded(failure: Path, kept: str) -> None:

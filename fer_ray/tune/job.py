@@ -169,7 +169,7 @@ def _search(config: TuneConfig, space: Space, output: Path, at_a_time: int) -> N
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, config=config, space_text=(space.file, space.text), output=str(output)),
-        ray.tune.PlacementGroupFactory(_resources(config, at_a_time)),
+        {"cpu": 0, HEAD_RESOURCE: _head_share(config, at_a_time)},  # it only waits: a CPU would be taken from its own workers
     )
     for failure in (output / TRIALS_FOLDER).glob(f"*/{FAILURE_FILE}"):
         failure.unlink()  # a search that is resumed tries again
@@ -209,15 +209,6 @@ def _make_tuner(config: TuneConfig, space: Space, output: Path, at_a_time: int, 
             verbose=0,
         ),
     )
-
-
-def _resources(config: TuneConfig, at_a_time: int) -> list[dict[str, float]]:
-    """What is reserved for a trial: first for the process that Tune starts, which only waits where there are several workers."""
-    on_head = {HEAD_RESOURCE: _head_share(config, at_a_time)}
-    if config.workers_per_trial > 1:
-        return [{"CPU": 0, **on_head}]
-    alone = {"CPU": config.cpus_per_worker or 1} | ({"GPU": config.gpus_per_worker} if config.use_gpu else {})
-    return [alone, on_head] if config.scheduler == "pbt" else [alone]
 
 
 def _head_share(config: TuneConfig, at_a_time: int) -> float:

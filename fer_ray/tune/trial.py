@@ -14,13 +14,12 @@ import ray.tune
 
 from fer_ray.config.train import TrainConfig
 from fer_ray.config.tune import TuneConfig
-from fer_ray.errors import FerRayError, TrainingError
+from fer_ray.errors import TrainingError
 from fer_ray.models.architectures import NO_WEIGHTS, build
 from fer_ray.models.flops import multiply_adds
-from fer_ray.train.loop import Workers
 from fer_ray.train.recorder import BEST_FOLDER
-from fer_ray.train.trainer import run_in_process, run_training
-from fer_ray.train.worker import FAILURE_FILE, TrainingRun, join_workers
+from fer_ray.train.trainer import run_training
+from fer_ray.train.worker import FAILURE_FILE, TrainingRun
 from fer_ray.tune.searchers import COMPARABLE, COST, parse_proposed
 from fer_ray.tune.space.search_space import Space, parse_space
 from fer_ray.tune.trial_dirs import SETTINGS_FILE, TRIALS_FOLDER, best_bundle, read_epochs
@@ -61,19 +60,13 @@ def run_trial(proposed: dict[str, Any], config: TuneConfig, space_text: tuple[st
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SETTINGS_FILE).write_text(json.dumps(settings), encoding="utf-8")
     training = trial_config(config, space, settings, folder)
-    alone = join_workers(0, 1, max(1, int(training.cpus_per_worker or 1))) if config.workers_per_trial == 1 else None
-    try:
-        if config.scheduler == "pbt":
-            _run_generations(config, training, folder, alone)
-        else:
-            _run_epochs(config, training, folder, alone)
-    except FerRayError as error:
-        if alone:  # several workers write it themselves
-            failure.write_text(str(error), encoding="utf-8")
-        raise
+    if config.scheduler == "pbt":
+        _run_generations(config, training, folder)
+    else:
+        _run_epochs(config, training, folder)
 
 
-def _run_epochs(config: TuneConfig, training: TrainConfig, folder: Path, alone: Workers | None) -> None:
+def _run_epochs(config: TuneConfig, training: TrainConfig, folder: Path) -> None:
     """The whole training at a stretch, from the trial's last checkpoint where there is one."""
     cost = {COST: multiply_adds(build(training.recipe.model, CLASSES, NO_WEIGHTS))} if config.low_cost else {}
     best = best_bundle(folder)
@@ -81,11 +74,7 @@ def _run_epochs(config: TuneConfig, training: TrainConfig, folder: Path, alone: 
     if len(finished) >= config.epochs:  # it was killed before its last report: Tune takes no trial that ends without one
         ray.tune.report({**dataclasses.asdict(finished[-1]), **cost})
         return
-    run = TrainingRun(training, str(folder), gpus_per_worker=config.gpus_per_worker)
-    if alone:
-        run_in_process(run, alone, lambda row: ray.tune.report({**row, **cost}))
-    else:
-        run_training(run, [_report_with(cost)])
+    run_training(TrainingRun(training, str(folder), gpus_per_worker=config.gpus_per_worker), [_report_with(cost)])
 
 
 def _report_with(more: dict[str, Any]) -> Any:
@@ -99,7 +88,7 @@ def _report_with(more: dict[str, Any]) -> Any:
     return Report()
 
 
-def _run_generations(config: TuneConfig, training: TrainConfig, folder: Path, alone: Workers | None) -> None:
+def _run_generations(config: TuneConfig, training: TrainConfig, folder: Path) -> None:
     """Population based training: between two comparisons lies a training, from the trial's own checkpoint or a better trial's."""
     checkpoint = ray.tune.get_checkpoint()
     start = checkpoint.path if checkpoint else ""
@@ -111,8 +100,7 @@ def _run_generations(config: TuneConfig, training: TrainConfig, folder: Path, al
         first, epoch = epoch, min(epoch + config.pbt_interval, config.epochs)
         origin = hashlib.sha256(f"{training.recipe}{start}".encode()).hexdigest()[:8]
         storage = str(folder / f"epoch_{first:04d}_{origin}")
-        run = TrainingRun(training, storage, start, epoch, config.gpus_per_worker)
-        start = str(run_in_process(run, alone, lambda row: None) if alone else run_training(run))
+        start = str(run_training(TrainingRun(training, storage, start, epoch, config.gpus_per_worker)))
         # There is nothing to compare after the last epoch: a trial that took over another's weights then would never use them.
         comparable = epoch if epoch < config.epochs else first
         row = dataclasses.asdict(read_epochs(Path(start) / BEST_FOLDER)[-1])
