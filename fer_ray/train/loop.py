@@ -181,6 +181,7 @@ class _Learner:
         self.optimizer = make_optimizer(self.settings)
         self.optimizer.build(self.network.trainable_variables)
         self.step = self.workers.make_step(self.network, self.optimizer)
+        self.forward = _forward_of_training(self.network)
 
     def train_epoch(self, split: Split) -> float:
         """One pass over the images; returns the mean loss.
@@ -238,7 +239,7 @@ class _Learner:
         variables = [variable for layer in layers for variable in (layer.moving_mean, layer.moving_variance)]
         measured = []
         for images, _, _ in itertools.islice(self._batches(split), -(-STATISTICS_IMAGES // self.settings.batch_size)):
-            self.network(images, training=True)
+            self.forward(images)
             measured.append([np.asarray(variable).copy() for variable in variables])
         for variable, values in zip(variables, zip(*measured, strict=True), strict=True):
             variable.assign(np.mean(values, axis=0))
@@ -283,6 +284,20 @@ class _Learner:
             return  # the next epoch sets up a new optimizer, since the base is trained from then on
         for i, variable in enumerate(self.optimizer.variables):
             variable.assign(state[f"optimizer_{i}"])
+
+
+def _forward_of_training(network: keras.Model) -> Callable[[Float32Array], Any]:
+    """What layers see in a step, without the step; TensorFlow alone computes single operations many times slower than a graph."""
+    import keras
+
+    def forward(images: Float32Array) -> Any:
+        return network(images, training=True)
+
+    if keras.backend.backend() != "tensorflow":
+        return forward
+    import tensorflow as tf
+
+    return tf.function(forward)  # type: ignore[no-any-return]  # TensorFlow has no types
 
 
 def _shared_logits(network: keras.Model, split: Split, workers: Workers) -> AnyArray:
