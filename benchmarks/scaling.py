@@ -252,10 +252,11 @@ class WaitingLabeler(NoLabeler):
         self.node = ray.get_runtime_context().get_node_id()
         start.wait()
 
-    def label_entries(self, entries: Sequence[ImageEntry], sandboxed: bool) -> list[LabeledImage]:
-        with self.start.cpu(self.node):
-            time.sleep(len(entries) * self.seconds_per_image)
-        return super().label_entries(entries, sandboxed)
+    def label_batches(self, entries: Sequence[ImageEntry], sandboxed: bool) -> Iterator[list[LabeledImage]]:
+        for images in super().label_batches(entries, sandboxed):
+            with self.start.cpu(self.node):
+                time.sleep(len(images) * self.seconds_per_image)
+            yield images
 
 
 class Meter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import math
 import random
@@ -27,7 +29,7 @@ GPU = "GPU"
 LOGGER = logging.getLogger(__name__)
 WAIT_SECONDS = 120  # for GPUs that are free, and for a sign of life
 WAIT_FOR_MACHINES_SECONDS = 900  # where the cluster starts them first
-ANSWER_SECONDS = 120  # for one batch of crops
+ANSWER_SECONDS = 600  # for one batch of crops, behind those of all other processes; a machine that dies is noticed at once
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,29 @@ class RemoteModel:
         self.image_size, self.color, self.crop = model.image_size, model.color, model.crop
         self.classes, self.model_version = model.classes, model.model_version
         self._actors, self._load = list(model.actors), load
+        self._turns = itertools.count(random.randrange(len(model.actors)))  # the processes are not to ask the same one first
         self._here: Bundle[OnnxNetwork] | None = None
 
     def probabilities(self, images: UInt8Array) -> Float64Array:
         """Calibrated probabilities (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB uint8."""
-        while self._actors:
-            actor = random.choice(self._actors)  # many processes ask in batches: chance spreads them well enough
-            try:
-                return np.asarray(ray.get(actor.probabilities.remote(images), timeout=ANSWER_SECONDS))
-            except RayError:  # its machine is gone, or the GPU's memory is full
+        return self.ask(images)()
+
+    def ask(self, images: UInt8Array) -> Callable[[], Float64Array]:
+        """Send crops to one GPU after the other; what comes back waits for the answer, and asks another GPU where there is none."""
+        if not self._actors:
+            return functools.partial(self._calculate, images)
+        actor = self._actors[next(self._turns) % len(self._actors)]
+        return functools.partial(self._wait, actor, actor.probabilities.remote(images), images)
+
+    def _wait(self, actor: Any, answer: ray.ObjectRef, images: UInt8Array) -> Float64Array:
+        try:
+            return np.asarray(ray.get(answer, timeout=ANSWER_SECONDS))
+        except RayError:  # its machine is gone, or the GPU's memory is full
+            if actor in self._actors:
                 self._actors.remove(actor)
+            return self.probabilities(images)
+
+    def _calculate(self, images: UInt8Array) -> Float64Array:
         self._here = self._here or self._load()
         return self._here.probabilities(images)
 

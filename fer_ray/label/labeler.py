@@ -6,12 +6,12 @@ import hashlib
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Protocol, cast, overload
 
 import cv2
 import numpy as np
@@ -42,7 +42,7 @@ class _Prepared:
 
 
 class Classifier(Protocol):
-    """A model as the labeler needs it: a `Bundle`, or one that calculates elsewhere."""
+    """A model as the labeler needs it: a `Bundle`, or one that calculates elsewhere and has `ask`, which does not wait for the answer."""
 
     @property
     def image_size(self) -> int: ...
@@ -130,10 +130,31 @@ class Labeler:
 
         An ImageError stands for an image that whoever fetched the bytes could not get, and becomes the answer that it describes.
         """
-        prepared = [self._prepare(source) for source in sources]
-        crops = [crop for one in prepared for crop in one.crops]
+        return [image for batch in self.label_batches([sources]) for image in batch]
+
+    def label_batches(self, batches: Iterable[Iterable[Source]]) -> Iterator[list[LabeledImage]]:
+        """The same batch by batch; a model that calculates elsewhere does so for one while the faces of the next are found."""
+        asked: list[_Prepared] | None = None
+        answer: Callable[[], Float64Array] | None = None
+        for sources in batches:
+            prepared = [self._prepare(source) for source in sources]
+            next_answer = self._ask([crop for one in prepared for crop in one.crops])
+            if asked is not None:
+                yield self._finish_all(asked, answer)
+            asked, answer = prepared, next_answer
+        if asked is not None:
+            yield self._finish_all(asked, answer)
+
+    def _ask(self, crops: Sequence[UInt8Array]) -> Callable[[], Float64Array] | None:
+        """Give the model the crops; what comes back waits for its answer. A model in this process calculates only then."""
+        if not crops:
+            return None
+        ask = getattr(self._model, "ask", None) or partial(partial, self._model.probabilities)
+        return cast("Callable[[], Float64Array]", ask(np.stack(crops)))
+
+    def _finish_all(self, prepared: Sequence[_Prepared], answer: Callable[[], Float64Array] | None) -> list[LabeledImage]:
         with self._timed("classify"):
-            probabilities = iter(self._model.probabilities(np.stack(crops)) if crops else ())
+            probabilities = iter(answer() if answer else ())
         return [self._finish(one, [next(probabilities) for _ in one.crops]) for one in prepared]
 
     def _label_and_remember(self, sources: Sequence[Source]) -> LabeledImages:

@@ -29,7 +29,7 @@ from fer_ray.models import bundle
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.onnx_network import OnnxNetwork
 from fer_ray.schema import SCHEMA_VERSION, STAGING, ImageEntry, Status, image_id
-from fer_ray.vision.sandbox import survivors
+from fer_ray.vision.sandbox import survive_decoding
 
 STARTS_BEFORE_SANDBOX = 2  # a part that ended its process so often is decoded apart
 SECONDS_PER_BATCH = 900  # then the process is ended, and the part counts as one that ended it
@@ -43,7 +43,7 @@ class EntryLabeler(Protocol):
     @property
     def stage_seconds(self) -> Mapping[str, float]: ...  # spent so far, by stage
 
-    def label_entries(self, entries: Sequence[ImageEntry], sandboxed: bool) -> list[LabeledImage]: ...
+    def label_batches(self, entries: Sequence[ImageEntry], sandboxed: bool) -> Iterator[list[LabeledImage]]: ...
 
 
 class Tally(Protocol):
@@ -113,11 +113,13 @@ class PartLabeler:
 
     def _label_rows(self, manifest: pa.Table, tally: Tally, sandboxed: bool) -> Iterator[LabeledImage]:
         entries = [ImageEntry(**{k: v for k, v in row.items() if k != "row_number"}) for row in manifest.to_pylist()]
-        for start in range(0, len(entries), self.run.config.batch_size):
-            batch = entries[start : start + self.run.config.batch_size]
+        batches = self.labeler.label_batches(entries, sandboxed)
+        while True:
             faulthandler.dump_traceback_later(SECONDS_PER_BATCH, exit=True)  # a codec that hangs must not stop the night
-            images = self.labeler.label_entries(batch, sandboxed)
+            images = next(batches, None)
             faulthandler.cancel_dump_traceback_later()
+            if images is None:
+                return
             tally.add(images, self.labeler.stage_seconds)
             yield from images
 
@@ -134,14 +136,16 @@ class FetchingLabeler:
 
     def __init__(self, run: Run, model: Classifier | None = None) -> None:
         """Load the run's model, unless it is loaded already."""
-        self.config = run.config.labeling
+        self.config, self.batch_size = run.config.labeling, run.config.batch_size
         self.labeler = Labeler(model or load_model(run), self.config, threads=1)
         self.model_version, self.stage_seconds = self.labeler.model_version, self.labeler.stage_seconds
         self.fetcher = Fetcher(run.storage, self.config.max_file_megabytes)
 
-    def label_entries(self, entries: Sequence[ImageEntry], sandboxed: bool) -> list[LabeledImage]:
+    def label_batches(self, entries: Sequence[ImageEntry], sandboxed: bool) -> Iterator[list[LabeledImage]]:
         fetched = self._timed(self.fetcher.fetch(entries))
-        return self.labeler.label_sources(self._survivors(fetched) if sandboxed else fetched)
+        sources = self._sandboxed(fetched) if sandboxed else fetched
+        sizes = [len(entries[start : start + self.batch_size]) for start in range(0, len(entries), self.batch_size)]
+        return self.labeler.label_batches(itertools.islice(sources, size) for size in sizes)
 
     def _timed(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
         """Adds up the time that labeling waits for images."""
@@ -153,9 +157,9 @@ class FetchingLabeler:
                 return
             yield image
 
-    def _survivors(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
+    def _sandboxed(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
         kept, tried = itertools.tee(fetched)
-        survived = survivors((image for image in tried if isinstance(image, bytes)), self.config)
+        survived = survive_decoding((image for image in tried if isinstance(image, bytes)), self.config)
         for image in kept:
             if isinstance(image, bytes) and not next(survived):
                 yield ImageError(Status.UNDECODABLE, "The image ended the process that decoded it.")

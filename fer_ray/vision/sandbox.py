@@ -22,7 +22,7 @@ SECONDS_PER_IMAGE = 60.0
 SURVIVED = b"."
 
 
-def survivors(images: Iterable[bytes], config: LabelingOptions, seconds: float = SECONDS_PER_IMAGE) -> Iterator[bool]:
+def survive_decoding(images: Iterable[bytes], config: LabelingOptions, seconds: float = SECONDS_PER_IMAGE) -> Iterator[bool]:
     """For each image: whether it can be decoded and searched for faces without a crash, within so many seconds."""
     process: subprocess.Popen[bytes] | None = None
     try:
@@ -44,7 +44,7 @@ def _start(config: LabelingOptions) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "fer_ray.vision.sandbox", settings]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     if not _answers(process, 10 * SECONDS_PER_IMAGE):
-        raise RuntimeError("The quarantine process does not start: see whether python -m fer_ray.vision.sandbox runs.")
+        raise RuntimeError("The sandbox process does not start: see whether python -m fer_ray.vision.sandbox runs.")
     return process
 
 

@@ -27,7 +27,7 @@ from fer_ray.label.plan import read_parts, read_plan, write_plan
 from fer_ray.label.run import Run, name_run
 from fer_ray.models import bundle
 from fer_ray.schema import ImageEntry
-from fer_ray.vision.sandbox import survivors
+from fer_ray.vision.sandbox import survive_decoding
 
 ROOT = Path(__file__).parents[2]
 KEYS = ["2026/a b.jpg", "2026/ü+%20.jpg", "2026//x.jpg", "2026/ends in/", "2026/100%.jpg", *(f"many/{n:02d}.jpg" for n in range(60))]
@@ -217,7 +217,7 @@ def test_an_image_that_never_ends_is_found_out_too(photographs: dict[str, Path],
     monkeypatch.setenv("PYTHONPATH", with_site(tmp_path)["PYTHONPATH"])
     hopper = photographs["grace_hopper"].read_bytes()
     images = [hopper, hopper + b"SLEEPY", b"no image", hopper + b"POISON", hopper]
-    assert list(survivors(images, LabelingOptions(), seconds=2)) == [True, False, True, False, True]
+    assert list(survive_decoding(images, LabelingOptions(), seconds=2)) == [True, False, True, False, True]
 
 
 @pytest.fixture
