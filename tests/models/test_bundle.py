@@ -11,15 +11,19 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from stores import S3Server
 
 from fer_ray.config.recipe import ARCHITECTURES, ModelConfig
+from fer_ray.config.upgrade import UpgradeConfig
 from fer_ray.errors import BundleError
+from fer_ray.io.storage import Storage
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import build
 from fer_ray.models.bundle import Bundle, Member
 from fer_ray.models.conversion import add_onnx
 from fer_ray.models.keras_bundle import Description, KerasNetwork
 from fer_ray.models.metrics import softmax
+from fer_ray.models.upgrade import upgrade
 from fer_ray.typing import UInt8Array
 
 SMALL = ModelConfig(stem=8, widths=(8,), depths=(1,))
@@ -62,6 +66,29 @@ def test_every_architecture_gives_the_same_logits_when_saved_and_loaded_in_keras
         assert loaded.logits(faces) == pytest.approx(member.network.logits(faces), abs=1e-4)
         assert loaded.probabilities(faces).sum(axis=1) == pytest.approx(np.ones(5))
     assert save(tmp_path, config)[1] != version  # other weights
+
+
+def test_a_bundle_of_version_0_1_is_upgraded_where_it_lies_and_keeps_its_version(tmp_path: Path, s3_server: S3Server) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    _, version = save(old, SMALL, SMALL)
+    content = json.loads((old / bundle.METADATA_FILE).read_text()) | {"format_version": bundle.FORMAT_WITHOUT_ONNX}
+    (old / bundle.METADATA_FILE).write_text(json.dumps(content))
+    client = s3_server.client()
+    client.create_bucket(Bucket="bundles")
+    for file in old.iterdir():
+        client.put_object(Bucket="bundles", Key=f"old/{file.name}", Body=file.read_bytes())
+    for place in (str(old), "s3://bundles/old"):
+        with bundle.local_copy(Storage(s3_server.endpoint), place) as folder, pytest.raises(BundleError, match="fer-ray upgrade"):
+            bundle.load(folder)
+        assert upgrade(UpgradeConfig(place, s3_endpoint=s3_server.endpoint)) == {"model_version": version, "networks": 2, "output": place}
+        with bundle.local_copy(Storage(s3_server.endpoint), place) as folder:
+            assert bundle.load(folder).probabilities(crops(3, SMALL)) == pytest.approx(
+                keras_bundle.load(folder).probabilities(crops(3, SMALL)), abs=1e-5
+            )
+    before = (old / bundle.onnx_file(0)).stat().st_mtime_ns
+    assert upgrade(UpgradeConfig(str(old)))["model_version"] == version
+    assert (old / bundle.onnx_file(0)).stat().st_mtime_ns == before, "there was nothing to do"
 
 
 def test_kernels_and_a_network_without_attention_survive_and_bundles_from_before_kernels_still_load(tmp_path: Path) -> None:
