@@ -3,8 +3,8 @@
 The store runs on the same cores, unlike a real one, so its CPU time is shown beside. There are two: moto's server, which
 is written in Python and takes about as long to answer as a portrait takes to label; and nginx (apt-get install nginx-light),
 which answers the same signed requests for next to nothing but cannot list, so the images are named in a CSV. Folder and
-store see the same photographs in alternating rounds, N and 2N of them; the rate comes from the difference, so that start-up
-drops out. Without --photos, the demo photographs are cut to 250 x 250 pixels (and to two megapixels with --large).
+store see the same photographs in alternating rounds; the rate is the job's own, which leaves start-up out. Without --photos, the
+demo photographs are cut to 250 x 250 pixels (and to two megapixels with --large).
 
 `store_costs.py` prints what a GET and a listed key cost.
 
@@ -14,15 +14,16 @@ drops out. Without --photos, the demo photographs are cut to 250 x 250 pixels (a
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import psutil
-from label_throughput import PROCESSES, ROOT, Cost, draw_photographs, link_images, measure
+import pyarrow.parquet as pq
+from label_throughput import PROCESSES, ROOT, draw_photographs, link_images, measure
 
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 from stores import S3Server, free_port, wait_for
@@ -84,12 +85,15 @@ def cpu_seconds(store: Store) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in store.processes)
 
 
-def label(source: str, output: Path, store: Store) -> tuple[Cost, float]:
-    """What the job costs, and the CPU seconds of the store meanwhile."""
-    command = [sys.executable, "jobs/label.py", "--input", source, "--output", str(output), "--workers", str(PROCESSES)]
+def label(source: str, output: Path, store: Store) -> tuple[float, float]:
+    """Images/s by the job's own count, which leaves start-up out, and the CPU milliseconds of the store for an image."""
+    command = [sys.executable, "jobs/label.py", "--input", source, "--output", str(output), "--workers", str(PROCESSES), "--no-thumbnails"]
     before = cpu_seconds(store)
-    cost = measure([*command, "--s3-endpoint", store.endpoint], {})
-    return cost, cpu_seconds(store) - before
+    measure([*command, "--s3-endpoint", store.endpoint], {})
+    (run,) = pq.read_table(output / "runs").to_pylist()
+    if run["images_failed"]:
+        sys.exit(f"{run['images_failed']} images failed")
+    return run["images_per_second"], 1000 * (cpu_seconds(store) - before) / run["images_total"]
 
 
 def main() -> None:
@@ -108,40 +112,22 @@ def main() -> None:
         try:
             photographs = sorted(p for p in arguments.photos.rglob("*") if p.is_file()) if arguments.photos else None
             photographs = photographs or draw_photographs(root / "photographs", arguments.large)
-            folders = [link_images(root / f"photographs{n}", photographs, n) for n in (arguments.images, 2 * arguments.images)]
-            sources = {"folder": [str(folder) for folder in folders], "s3": [store.upload(folder) for folder in folders]}
-            report(arguments.images, rounds(arguments.rounds, sources, root, store))
+            folder = link_images(root / "linked", photographs, arguments.images)
+            compare(arguments.rounds, {"folder": str(folder), "s3": store.upload(folder)}, root, store)
         finally:
             store.stop()
 
 
-def rounds(count: int, sources: dict[str, list[str]], root: Path, store: Store) -> dict[str, list[tuple[float, float, float]]]:
-    """Of each place and round: the seconds, CPU seconds and store CPU seconds that N more images take."""
-    figures: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sources}
-    for number in range(count):
-        for name, (once, twice) in sources.items():
-            (first, first_store), (second, second_store) = (
-                label(source, root / f"{name}{number}{n}", store) for n, source in enumerate((once, twice))
-            )
-            more = (second.seconds - first.seconds, second.cpu_seconds - first.cpu_seconds, second_store - first_store)
-            figures[name].append(more)
-            print(f"round {number + 1} {name}: {more[0]:.1f} s more for N more images, the store {more[2]:.1f} CPU-s", flush=True)
-    return figures
-
-
-def report(images: int, figures: dict[str, list[tuple[float, float, float]]]) -> None:
-    summary = {}
-    for name, runs in figures.items():
-        seconds, cpu, store = (sum(column) / len(runs) for column in zip(*runs, strict=True))
-        summary[name] = {
-            "images_per_second": round(images / seconds, 1),
-            "cpu_ms_per_image": round(1000 * cpu / images, 2),
-            "store_cpu_ms_per_image": round(1000 * store / images, 2),
-        }
-        print(f"{name:7s} {summary[name]}")
-    ratio = summary["s3"]["images_per_second"] / summary["folder"]["images_per_second"]
-    print(f"s3 / folder: {ratio:.2f}")
-    print(json.dumps(summary | {"ratio": round(ratio, 3)}))
+def compare(rounds: int, sources: dict[str, str], root: Path, store: Store) -> None:
+    """One run of each place a round, the other first each time; the ratio is the median of the rounds' own."""
+    ratios = []
+    for number in range(rounds):
+        rates = {}
+        for name in sorted(sources, reverse=bool(number % 2)):
+            rates[name], store_ms = label(sources[name], root / f"{name}{number}", store)
+            print(f"round {number + 1} {name}: {rates[name]:.1f} images/s, of the store {store_ms:.2f} CPU-ms an image", flush=True)
+        ratios.append(rates["s3"] / rates["folder"])
+    print(f"s3 / folder: {statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
 
 
 if __name__ == "__main__":

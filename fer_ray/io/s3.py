@@ -23,14 +23,13 @@ from obstore.exceptions import BaseError
 
 from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
 from fer_ray.io.ranged import RangedFile
-from fer_ray.io.s3_client import BROKEN_BODY, Connection, connect, explained
+from fer_ray.io.s3_client import BROKEN_BODY, EXPRESS, SCHEME, Connection, connect, explained
 from fer_ray.io.s3_listing import list_objects
 from fer_ray.schema import ImageEntry
 
 if TYPE_CHECKING:
     from obstore import GetOptions
 
-SCHEME = "s3://"
 BODY_ATTEMPTS = 6  # to read a body that breaks off
 KEYS_PER_DELETE = 1000
 
@@ -88,8 +87,9 @@ class S3Store:
             return b""
         bucket, key = split(uri)
         connection = self._connection(bucket)
-        if bucket in connection.fast_stores and not key.startswith("/") and not key.endswith("/"):
-            content = _read_fast(connection.fast_stores[bucket], key, limit, start, length, etag)
+        fast_store = connection.fast_stores.get(bucket)
+        if fast_store and not key.startswith("/") and not key.endswith("/"):
+            content = _read_fast(fast_store, key, limit, start, length, etag)
             if content is not None:
                 return content
         conditions = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
@@ -181,7 +181,7 @@ class S3Store:
             )
 
     def _connection(self, bucket: str) -> Connection:
-        return connect(self.endpoint, bucket not in self.public_buckets, self.requester_pays)
+        return connect(self.endpoint, bucket not in self.public_buckets, self.requester_pays, bucket.endswith(EXPRESS))
 
     def _client(self, bucket: str) -> Any:
         return self._connection(bucket).client

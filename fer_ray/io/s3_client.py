@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 import urllib.parse
@@ -20,15 +21,20 @@ import urllib3.exceptions
 from botocore import UNSIGNED
 from botocore.config import Config
 from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from fer_ray.errors import AccessError, StorageError, UsageError
+
+logger = logging.getLogger(__name__)
 
 REQUEST_ATTEMPTS = 8  # of one request, by botocore
 FIRST_ATTEMPTS = 4  # before anything was ever answered: a wrong address is said soon
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
 CONNECTIONS = 32
+SCHEME = "s3://"
+EXPRESS = "--x-s3"  # ends the names of buckets that ask for keys of their own kind
 KEY_MINUTES = 10  # obstore asks boto3 for the keys again when half of it is over; boto3 renews them when 10 to 15 minutes are left
 BROKEN_BODY = (
     botocore.exceptions.ResponseStreamingError,
@@ -93,7 +99,7 @@ class Connection:
     client: Any
     signed: bool
     requester_pays: bool
-    fast_stores: dict[str, S3Store] = field(default_factory=dict)
+    fast_stores: dict[str, S3Store | None] = field(default_factory=dict)  # None: boto3 reads there
 
     def find(self, bucket: str) -> tuple[str, str]:
         """The address and the region of a bucket, as far as boto3 knows: it learns from answers that it got."""
@@ -104,6 +110,13 @@ class Connection:
 
     def add_fast_store(self, bucket: str) -> None:
         """Give obstore the bucket where boto3 found it, with the keys of the same chain."""
+        try:
+            self.fast_stores[bucket] = None if bucket.endswith(EXPRESS) else self._make_fast_store(bucket)
+        except (BaseError, OSError, ValueError) as error:  # AWS_ variables that obstore reads and does not understand
+            self.fast_stores[bucket] = None
+            logger.warning("obstore cannot read from %s%s (%s): boto3 reads, at more cost.", SCHEME, bucket, type(error).__name__)
+
+    def _make_fast_store(self, bucket: str) -> S3Store:
         address, region = self.find(bucket)
         options: Any = {
             "allow_http": address.startswith("http://"),
@@ -113,7 +126,7 @@ class Connection:
         }
         if authorities := os.environ.get("AWS_CA_BUNDLE"):
             options["root_certificate"] = Path(authorities).read_bytes()
-        self.fast_stores[bucket] = S3Store(
+        return S3Store(
             bucket,
             aws_endpoint_url_s3=address,  # stands above what the environment says
             virtual_hosted_style_request=True,  # the address is the bucket's own, wherever its name stands in it
@@ -127,11 +140,11 @@ class Connection:
 
 
 @functools.lru_cache
-def connect(endpoint: str, signed: bool, requester_pays: bool) -> Connection:
+def connect(endpoint: str, signed: bool, requester_pays: bool, express: bool) -> Connection:
     """The connection to the store at `endpoint` (empty: what the AWS environment says); one a process, which threads share."""
     address = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
-        signature_version="s3v4" if signed else UNSIGNED,
+        signature_version=UNSIGNED if not signed else None if express else "s3v4",  # None: what the kind of bucket wants
         # Not "standard": its quota ends the retries of all images when a store is down for some seconds. This one goes on for
         # a minute on average, once there was an answer.
         retries={"mode": "legacy", "total_max_attempts": REQUEST_ATTEMPTS},

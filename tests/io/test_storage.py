@@ -133,6 +133,10 @@ def test_images_come_through_obstore_once_boto3_found_the_bucket(s3_server: S3Se
     monkeypatch.undo()
     with pytest.raises(FileNotFoundError):
         store.read(f"s3://{bucket}/other")
+    monkeypatch.setenv("AWS_COPY_IF_NOT_EXISTS", "no word of obstore's")
+    other = s3_server.endpoint.replace("127.0.0.1", "localhost")
+    assert [Storage(other).read(uri) for _ in range(2)] == [b"0123456789"] * 2
+    assert s3_client.connect(other, True, False, False).fast_stores == {bucket: None}
 
 
 def test_a_public_bucket_is_asked_without_credentials_and_a_payer_says_so(s3_server: S3Server) -> None:
