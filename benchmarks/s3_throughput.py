@@ -6,7 +6,8 @@ which answers the same signed requests for next to nothing but cannot list, so t
 store see the same photographs in alternating rounds; the rate is the job's own, which leaves start-up out. Without --photos, the
 demo photographs are cut to 250 x 250 pixels (and to two megapixels with --large).
 
-`store_costs.py` prints what a GET and a listed key cost.
+First one process fetches and labels the photographs from both places in turn, and prints its processor time, which says the same
+on a machine that others use too. `store_costs.py` prints what a GET and a listed key cost.
 
     .venv/bin/python benchmarks/s3_throughput.py [--store moto|nginx] [--photos DIR] [--large] [--images N] [--rounds R]
 """
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -28,7 +30,13 @@ from label_throughput import PROCESSES, ROOT, draw_photographs, link_images, mea
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 from stores import S3Server, free_port, wait_for
 
+from fer_ray import Labeler
+from fer_ray.io.inputs import list_images
+from fer_ray.io.prefetch import Fetcher
+from fer_ray.io.storage import Storage
+
 BUCKET = "photographs"
+BATCH = 64
 
 
 class MotoStore:
@@ -113,9 +121,30 @@ def main() -> None:
             photographs = sorted(p for p in arguments.photos.rglob("*") if p.is_file()) if arguments.photos else None
             photographs = photographs or draw_photographs(root / "photographs", arguments.large)
             folder = link_images(root / "linked", photographs, arguments.images)
-            compare(arguments.rounds, {"folder": str(folder), "s3": store.upload(folder)}, root, store)
+            sources = {"folder": str(folder), "s3": store.upload(folder)}
+            compare_in_process(arguments.rounds, sources, store)
+            compare(arguments.rounds, sources, root, store)
         finally:
             store.stop()
+
+
+def compare_in_process(rounds: int, sources: dict[str, str], store: Store) -> None:
+    """CPU milliseconds of one process for an image, fetched and labeled."""
+    labeler, fetcher = Labeler(threads=1), Fetcher(Storage(store.endpoint), 256)
+    entries = {name: list(list_images(fetcher.storage, [source], "")) for name, source in sources.items()}
+    costs: dict[str, list[float]] = {name: [] for name in sources}
+    for number in range(rounds + 1):  # the first warms up
+        for name in sorted(sources, reverse=bool(number % 2)):
+            started = time.process_time()
+            for start in range(0, len(entries[name]), BATCH):
+                labeler.label([found for found in fetcher.fetch(entries[name][start : start + BATCH]) if isinstance(found, bytes)])
+            costs[name].append(1000 * (time.process_time() - started) / len(entries[name]))
+    for name, spent in costs.items():
+        print(
+            f"{name} in one process: {statistics.median(spent[1:]):.3f} CPU-ms an image ({', '.join(f'{cost:.3f}' for cost in spent[1:])})"
+        )
+    ratio = statistics.median(folder / s3 for folder, s3 in zip(costs["folder"][1:], costs["s3"][1:], strict=True))
+    print(f"folder / s3: {ratio:.2f}", flush=True)
 
 
 def compare(rounds: int, sources: dict[str, str], root: Path, store: Store) -> None:
