@@ -85,7 +85,9 @@ def identify(config: LabelConfig) -> Run:
         inputs = check_inputs(storage, config.input) if config.input else (demo_photos.INPUT,)
         model = absolute(bundle.resolve(config.model), "model")
         with bundle.local_copy(storage, model) as folder:
-            model_version = bundle.version_of(bundle.read_metadata(folder), config.labeling.flip)
+            content = bundle.read_metadata(folder)
+        bundle.check_labels(content, model)
+        model_version = bundle.version_of(content, config.labeling.flip)
         if not config.dry_run:
             storage.check_writable(output)
         return name_run(Run(config.run_id, config.date(), inputs, output, model, model_version, config, storage))

@@ -205,14 +205,23 @@ def load(folder: str, flip: bool = False, threads: int = 0, device: Device = "cp
         BundleError: the bundle is missing, broken, altered, newer than this code, or of version 0.1 and not yet upgraded.
     """
     content = read_metadata(folder)
-    if "onnx_sha256" not in content:
-        raise BundleError(f"The model bundle {folder} has no ONNX network: add it with `fer-ray upgrade --model {folder}`.")
+    check_labels(content, folder)
     configs, classes = [member_config(member) for member in content["members"]], len(content["classes"])
     members = [
         Member(OnnxNetwork(Path(folder) / onnx_file(index), config, classes, threads, device), config)
         for index, config in enumerate(configs)
     ]
     return assemble(members, content, flip)
+
+
+def check_labels(content: dict[str, Any], model: str) -> None:
+    """Refuse a bundle without ONNX networks; `model` is where it lies.
+
+    Raises:
+        BundleError: it is of version 0.1, or a trial's, and was not upgraded.
+    """
+    if "onnx_sha256" not in content:
+        raise BundleError(f"The model bundle {model} has no ONNX network to label with: add it with `fer-ray upgrade --model {model}`.")
 
 
 def assemble(members: Sequence[Member[N]], content: dict[str, Any], flip: bool) -> Bundle[N]:

@@ -209,6 +209,10 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(tmp_path: Pat
     (tmp_path / "file").touch()
     (tmp_path / "photos").mkdir()
     shutil.copy(photographs["coffee"], tmp_path / "photos")
+    older = shutil.copytree(bundle.resolve(""), tmp_path / "older")
+    content = json.loads((older / "bundle.json").read_text()) | {"format_version": 2}
+    del content["onnx_sha256"]
+    (older / "bundle.json").write_text(json.dumps(content))
     newer = shutil.copytree(bundle.resolve(""), tmp_path / "newer")
     (newer / "bundle.json").write_text(json.dumps(json.loads((newer / "bundle.json").read_text()) | {"format_version": 9}))
     (tmp_path / "unknown.yaml").write_text("colour: red")
@@ -218,6 +222,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(tmp_path: Pat
         "empty holds no files": ["--input", tmp_path / "empty", "--output", output],
         "file is no folder": [*photos, "--output", tmp_path / "file" / "out"],
         "/proc": [*photos, "--output", "/proc/fer_ray"],
+        "has no ONNX network to label with: add it with `fer-ray upgrade --model": [*photos, "--output", output, "--model", older],
         "photos is missing or has no bundle.json": [*photos, "--output", output, "--model", tmp_path / "photos"],
         "upgrade fer_ray": [*photos, "--output", output, "--model", newer],
         "'colour'": [*photos, "--output", output, "--config", tmp_path / "unknown.yaml"],
