@@ -133,8 +133,8 @@ def test_two_processes_that_do_the_same_night_and_one_that_does_another_share_an
     (tmp_path / "in").mkdir()
     for number in range(150):
         shutil.copy(photographs["grace_hopper"], tmp_path / "in" / f"{number:03d}.jpg")
-    same = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--run-id", "same", "--workers", 1]
-    jobs = [job(*same), job(*same), job(*same[:4], "--run-id", "other", "--workers", 1)]
+    same = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--run-id", "same"]
+    jobs = [job(*same, "--workers", 1), job(*same), job(*same[:4], "--run-id", "other")]  # one with Ray, two without
     for one in jobs:
         output, errors = one.communicate(timeout=180)
         assert one.returncode == 0, output + errors
