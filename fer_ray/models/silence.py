@@ -17,6 +17,7 @@ STANDARD_ERROR = 2
 def load_keras() -> None:
     """Load Keras and its backend without the lines that TensorFlow prints before it reads its own settings."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # the driver of a search, too, leaves the GPU's memory to its trainings
     if "keras" not in sys.modules:
         with silence(STANDARD_ERROR):
             importlib.import_module("keras")

@@ -15,6 +15,7 @@ from fer_ray.errors import FerRayError, UsageError
 from fer_ray.io.storage import Storage
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import LOGITS, NO_WEIGHTS, share_gpus
+from fer_ray.models.flops import multiply_adds
 from fer_ray.train.collective import CollectiveWorkers
 from fer_ray.train.loop import SingleWorker, Workers, make_network, train_epochs
 from fer_ray.train.recorder import Recorder
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import keras
 
 Report = Callable[[dict[str, Any], Path | None], None]  # told of an epoch: its row of the history, and its checkpoint from the first worker
+COST = "multiply_adds"  # in the report of an epoch: what an image costs the network
 FAILURE_FILE = "failure.txt"  # in the storage of a training: why it cannot continue, in a sentence
 
 
@@ -94,11 +96,12 @@ def load_training_data(config: TrainConfig) -> Dataset:
 def train_as(workers: Workers, run: TrainingRun, data: Dataset, start: str, report: Report) -> None:
     """Train as one of the workers, from the checkpoint `start` where there is one, and report every epoch."""
     network, lineage = initial_network(run.config, data)
+    cost = {COST: multiply_adds(network)}
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch:
         recorder = Recorder(Path(scratch), data, run.config, lineage, Path(run.storage) if workers.rank == 0 else None)
         state = recorder.restore(Path(start)) if start else None
         for epoch in train_epochs(data, run.config.recipe, network, state, workers, run.until):
-            report(epoch.row(), recorder.record(epoch))
+            report(epoch.row() | cost, recorder.record(epoch))
 
 
 def initial_network(config: TrainConfig, data: Dataset) -> tuple[keras.Model, dict[str, Any]]:

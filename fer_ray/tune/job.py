@@ -245,12 +245,6 @@ def _collect(config: TuneConfig, space: Space, output: Path, started: float) -> 
 
 
 def _measure_costs(space: Space, board: Sequence[LeaderboardEntry]) -> dict[str, Cost]:
-    """What the networks of the leaderboard cost, one after the other on one machine of the cluster."""
+    """What the networks of the leaderboard cost, one after the other on this machine, which needs TensorFlow for the best bundle too."""
     models = {entry.trial.trial_id: space.recipe(entry.trial.settings).model for entry in board}
-
-    def measure() -> dict[str, Cost]:
-        return {name: measure_cost(build(model, CLASSES, NO_WEIGHTS)) for name, model in models.items()}
-
-    # No CPU is asked for: all trials have ended, but Ray may count those of a node that died as taken, and would wait for ever.
-    costs: dict[str, Cost] = ray.get(ray.remote(num_cpus=0)(measure).remote())
-    return costs
+    return {name: measure_cost(build(model, CLASSES, NO_WEIGHTS)) for name, model in models.items()}

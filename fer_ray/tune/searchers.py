@@ -17,6 +17,7 @@ from fer_ray.config.recipe import AugmentationConfig, OptimizationConfig
 from fer_ray.config.tune import TuneConfig
 from fer_ray.errors import UsageError
 from fer_ray.models.metrics import LESS_IS_BETTER
+from fer_ray.train.worker import COST
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 SETTINGS = "settings_json"  # a key of what Tune calls a configuration
 SEED_INDEX = TRIAL_INDEX  # another
 EPOCH = "epoch"
-COST = "multiply_adds"
 COMPARABLE = "comparable_epoch"  # what population based training goes by: the epoch, but for the last one
 # After two epochs, with the learning rate still rising, slow starters that end best are stopped, and TPE learns from it to avoid them.
 GRACE_EPOCHS = 3

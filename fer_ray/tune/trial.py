@@ -19,8 +19,8 @@ from fer_ray.models.architectures import NO_WEIGHTS, build
 from fer_ray.models.flops import multiply_adds
 from fer_ray.train.recorder import BEST_FOLDER
 from fer_ray.train.trainer import run_training
-from fer_ray.train.worker import FAILURE_FILE, TrainingRun
-from fer_ray.tune.searchers import COMPARABLE, COST, parse_proposed
+from fer_ray.train.worker import COST, FAILURE_FILE, TrainingRun
+from fer_ray.tune.searchers import COMPARABLE, parse_proposed
 from fer_ray.tune.space.search_space import Space, parse_space
 from fer_ray.tune.trial_dirs import SETTINGS_FILE, TRIALS_FOLDER, best_bundle, read_epochs
 
@@ -68,24 +68,15 @@ def run_trial(proposed: dict[str, Any], config: TuneConfig, space_text: tuple[st
 
 def _run_epochs(config: TuneConfig, training: TrainConfig, folder: Path) -> None:
     """The whole training at a stretch, from the trial's last checkpoint where there is one."""
-    cost = {COST: multiply_adds(build(training.recipe.model, CLASSES, NO_WEIGHTS))} if config.low_cost else {}
+    from ray.tune.integration.ray_train import TuneReportCallback
+
     best = best_bundle(folder)
     finished = read_epochs(best) if best else []
     if len(finished) >= config.epochs:  # it was killed before its last report: Tune takes no trial that ends without one
-        ray.tune.report({**dataclasses.asdict(finished[-1]), **cost})
+        cost = multiply_adds(build(training.recipe.model, CLASSES, NO_WEIGHTS)) if config.low_cost else 0
+        ray.tune.report({**dataclasses.asdict(finished[-1]), COST: cost})
         return
-    run_training(TrainingRun(training, str(folder), gpus_per_worker=config.gpus_per_worker), [_report_with(cost)])
-
-
-def _report_with(more: dict[str, Any]) -> Any:
-    """A callback of Ray Train that tells Tune of every epoch, with further figures of the trial."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    class Report(TuneReportCallback):  # type: ignore[misc]  # Ray has no types
-        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-            super().after_report(run_context, [{**metrics[0], **more}], checkpoint)
-
-    return Report()
+    run_training(TrainingRun(training, str(folder), gpus_per_worker=config.gpus_per_worker), [TuneReportCallback()])
 
 
 def _run_generations(config: TuneConfig, training: TrainConfig, folder: Path) -> None:

@@ -124,9 +124,7 @@ def test_wrong_usage_of_a_submitted_job_fails_with_its_sentence(head: Head) -> N
     assert head.logs("wrong")[-1].startswith("error: The output tables would lie in Ray's copy of the working folder")
 
 
-def test_two_workers_train_one_network_though_the_node_of_one_dies_and_another_job_judges_it(
-    head: Head, drawn_faces: Path, tmp_path: Path
-) -> None:
+def test_two_workers_train_one_network_though_the_node_of_one_dies(head: Head, drawn_faces: Path, tmp_path: Path) -> None:
     two_nodes(head)
     line = ["--dataset", drawn_faces, "--output", tmp_path / "model", *SMALL, "--epochs", EPOCHS, "--patience", EPOCHS]
     head.submit("train", "train", *line, "--workers", 2, "--cpus-per-worker", 2, wait=False)  # on each node one
@@ -139,11 +137,6 @@ def test_two_workers_train_one_network_though_the_node_of_one_dies_and_another_j
     assert [row["epoch"] for row in history] == list(range(1, EPOCHS + 1))
     assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
 
-    line = ["--model", tmp_path / "model", "--dataset", drawn_faces, "--split", "validation", "--output", tmp_path / "judged"]
-    assert head.submit("evaluate", "evaluate", *line, "--keep-duplicates").returncode == 0, head.logs("evaluate")
-    assert json.loads(head.logs("evaluate")[-1])["accuracy"] > 0.9
-    assert (tmp_path / "judged" / "index.html").is_file()
-
 
 def test_a_search_whose_node_and_then_driver_die_goes_on_and_has_every_trial_once(
     head: Head, drawn_faces: Path, photographs: dict[str, Path], tmp_path: Path
@@ -152,14 +145,14 @@ def test_a_search_whose_node_and_then_driver_die_goes_on_and_has_every_trial_onc
     output = tmp_path / "search"
     (tmp_path / "space.yaml").write_text(SPACE)
     line = ["--dataset", drawn_faces, "--keep-duplicates", "--output", output, "--space", tmp_path / "space.yaml"]
-    line += ["--trials", 3, "--epochs", 4, "--ensemble", 2]
+    line += ["--trials", 2, "--max-concurrent", 1, "--epochs", EPOCHS, "--ensemble", 2]
 
     def epochs() -> int:
-        return len(list(output.glob("trials/*/train/checkpoint_*/state.npz")))
+        return sum(len(file.read_text().splitlines()) for file in output.glob("trials/*/progress.jsonl"))
 
     head.submit("tune", "tune", *line, wait=False)
     wait_for(lambda: epochs() >= 1, head, "tune")
-    head.kill(head.node_of("ray::ImplicitFunc.train"))
+    head.kill(head.node_of("ray::RayTrainWorker"))
     found = epochs()
     wait_for(lambda: epochs() > found, head, "tune")
     head.kill_driver("tune")
@@ -167,13 +160,13 @@ def test_a_search_whose_node_and_then_driver_die_goes_on_and_has_every_trial_onc
     resumed = head.submit("resumed", "tune", *line, "--resume")
     assert resumed.returncode == 0, resumed.stdout
     summary = json.loads(head.logs("resumed")[-1])
-    assert (summary["trials"], summary["completed"], summary["failed"]) == (3, 3, 0)
+    assert (summary["trials"], summary["completed"], summary["failed"]) == (2, 2, 0)
     trials: dict[str, list[int]] = {}
     for row in pq.read_table(output / "trials.parquet").to_pylist():
         trials.setdefault(row["trial_id"], []).append(row["epoch"])
-    assert len(trials) == 3
+    assert len(trials) == 2
     assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in trials.values())
-    assert max(map(len, trials.values())) == 4
+    assert max(map(len, trials.values())) == EPOCHS
 
     best = parse(TrainConfig, ["--config", str(output / "best.yaml"), "--dataset", "d", "--output", "o"], "")
     assert best.recipe.model.stem == yaml.safe_load((output / "best.yaml").read_text())["stem"]

@@ -70,13 +70,14 @@ def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_
 ) -> None:
     draw_faces_with_votes(tmp_path)
     monkeypatch.chdir(tmp_path)  # the workers have another working directory
-    monkeypatch.setattr(progress, "MAX_EQUAL_FAILURES", 2)
+    monkeypatch.setattr(progress, "MAX_EQUAL_FAILURES", 1)
     caplog.set_level(logging.INFO, logger="fer_ray")
     data = DatasetConfig("faces", ("votes.csv",), classes=("happy", "sad"), keep_duplicates=True)
     hopeless = "learning_rate: 9.0e+14\nweight_average: 0\n" + SPACE.split("learning")[0] + "batch_size: 16\n"
-    alike = r"2 trials in a row failed in the same way \(The loss is no longer a number in epoch 1: .*\): the search was stopped; see"
+    alike = r"1 trials in a row failed in the same way \(The loss is no longer a number in epoch 1: .*\): the search was stopped; see"
     with pytest.raises(TrainingError, match=alike):
-        search(tmp_path, Path("faces"), hopeless, data=data, trials=20, epochs=1)
+        search(tmp_path, Path("faces"), hopeless, data=data, trials=20, epochs=1, max_concurrent=1)
+    assert len(list((tmp_path / "search" / "trials").glob("*/failure.txt"))) == 1
 
     asked: dict[str, Any] = {"data": data, "trials": 2, "epochs": 2, "scheduler": "none", "low_cost": True, "train_best": 1}
     shown = Shown()
@@ -118,6 +119,24 @@ def test_a_search_shows_the_best_epoch_of_all_trials_not_the_last_and_counts_a_s
     ended.add("first")
     told.on_trial_result(5, [first, second], second, {"epoch": 3, "nll": 0.4, "accuracy": 0.5})
     assert shown.updates[-1] == (8 + 3, 24, "1 of 3 trials ended, nll 0.4000 by second at epoch 3")
+
+
+def test_failures_count_that_are_alike_and_in_a_row(tmp_path: Path) -> None:
+    told = SearchProgress(TuneConfig(str(tmp_path), data=DatasetConfig("faces")), str(tmp_path), expected=9)
+
+    def fails(reason: str, name: str) -> None:
+        told.on_trial_error(0, [], SimpleNamespace(trial_id=name, get_error=lambda: f"fer_ray.errors.TrainingError: {reason} in {name}"))
+
+    for name in ("t01", "t02", "t03"):
+        fails("The loss is no longer a number", name)
+    told.on_trial_complete(0, [], None)
+    for name in ("t04", "t05", "t06"):
+        fails("The loss is no longer a number", name)
+    fails("The folder cannot be read", "t07")
+    for name in ("t08", "t09"):
+        fails("The folder cannot be read", name)
+    with pytest.raises(TrainingError, match="4 trials in a row failed in the same way"):
+        fails("The folder cannot be read", "t10")
 
 
 def test_a_population_continues_from_its_best(ray_cluster: None, drawn_faces: Path, tmp_path: Path) -> None:
