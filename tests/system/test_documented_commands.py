@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from documents import PAGES, ROOT, Block, blocks, jobs_of
 from faces import draw_faces
+from onnx import TensorProto, helper, numpy_helper
 
 from fer_ray.cli.flags import parse
 from fer_ray.cli.main import JOBS
@@ -31,13 +34,27 @@ def test_every_printed_line_of_a_job_has_flags_that_exist(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path]) -> Path:
-    """A folder with what the pages name: `photos/`, and `faces/` with labels."""
+    """A folder with what the pages name: `photos/`, `faces/` with labels, and a network of others."""
     folder = tmp_path_factory.mktemp("newcomer")
     (folder / "photos").mkdir()
     for photograph in photographs.values():
         shutil.copy(photograph, folder / "photos")
     draw_faces(folder / "drawn", 96, 24).rename(folder / "faces")
+    onnx.save(network_of_others(), folder / "enet.onnx")
     return folder
+
+
+def network_of_others() -> onnx.ModelProto:
+    """Eight answers from the mean colors of a face of 224 x 224."""
+    images = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 224, 224])
+    logits = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])
+    weights = numpy_helper.from_array(np.eye(3, 8, dtype=np.float32), "weights")
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["means"], axes=[2, 3], keepdims=0),
+        helper.make_node("MatMul", ["means", "weights"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "network", [images], [logits], [weights])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
 def run(block: Block, folder: Path, environment: dict[str, str]) -> None:
