@@ -1,9 +1,10 @@
 """How fast the labeling job is: against a bare two-process loop over the same code, and against the library `fer`.
 
-All three see the same photographs in alternating rounds. Each is run over N and over 2N images; the rate comes from the
-difference, so that start-up drops out. Without --photos, the demo photographs are cut to 250 x 250 pixels (and to two
-megapixels with --large). `fer` runs in .bench-venv, which the script makes. The share of
-the model is what its network alone costs for one crop, in batches of 64 on one thread, of the CPU time per image of the job.
+All three see the same photographs in alternating rounds. Each says itself how long it labeled, from the moment when its first
+process was ready, so that start-up drops out of the rate; a run over 64 images says what start-up costs the processor. Without
+--photos, the demo photographs are cut to 250 x 250 pixels (and to two megapixels with --large). `fer` runs in .bench-venv,
+which the script makes. The share of the model is what its network alone costs for one crop, in batches of 64 on one thread, of
+the CPU time per image of the job.
 
     .venv/bin/python benchmarks/label_throughput.py [--photos DIR] [--large] [--images N] [--rounds R] [--no-fer]
 """
@@ -14,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,19 +33,25 @@ ROOT = Path(__file__).parents[1]
 BENCH_PYTHON = ROOT / ".bench-venv" / "bin" / "python"
 FER_PACKAGES = ["fer==25.10.3", "setuptools<81"]
 PROCESSES = 2
+FEW = 64  # images, of a run that is nearly all start-up
 
 LOOP = """
-import glob, multiprocessing, os, sys
-def work(paths):
+import glob, json, multiprocessing, sys, time
+def work(paths, ready):
     from fer_ray import Labeler
     labeler = Labeler(threads=1)
+    ready.put(time.time())
     for start in range(0, len(paths), 64):
         labeler.label(paths[start : start + 64])
 if __name__ == "__main__":
     paths = sorted(glob.glob(sys.argv[1] + "/*"))
-    processes = [multiprocessing.get_context("spawn").Process(target=work, args=(paths[n::2],)) for n in range(2)]
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Queue()
+    processes = [spawn.Process(target=work, args=(paths[n::2], ready)) for n in range(2)]
     [process.start() for process in processes]
+    began = ready.get()
     [process.join() for process in processes]
+    print(json.dumps({"images_per_second": len(paths) / (time.time() - began)}))
     sys.exit(max(process.exitcode for process in processes))
 """
 MODEL = """
@@ -62,28 +70,32 @@ for _ in range(30):
 print(sorted(costs)[len(costs) // 2])
 """
 FER = """
-import glob, sys
+import glob, json, sys, time
 import cv2
 from fer.fer import FER
 detector = FER()
-for path in sorted(glob.glob(sys.argv[1] + "/*")):
+paths = sorted(glob.glob(sys.argv[1] + "/*"))
+began = time.time()
+for path in paths:
     detector.detect_emotions(cv2.imread(path))
+print(json.dumps({"images_per_second": len(paths) / (time.time() - began)}))
 """
 
 
 @dataclass
 class Cost:
-    """Of one run with all its processes: wall seconds, CPU seconds, and the sum of the processes' peak memory in MB."""
+    """Of one run with all its processes: wall seconds, the rate it gives itself, CPU seconds, and the sum of peak memory in MB."""
 
     seconds: float
+    images_per_second: float
     cpu_seconds: float
     peak_mb: float
 
 
 def measure(command: list[str], environment: dict[str, str]) -> Cost:
     started = time.monotonic()
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | environment)
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=log, env=os.environ | environment)
         cpu: dict[int, float] = {}
         peak: dict[int, float] = {}
         done = threading.Event()
@@ -95,7 +107,10 @@ def measure(command: list[str], environment: dict[str, str]) -> Cost:
         if exit_code:
             log.seek(0)
             sys.exit(f"{command[:3]} failed:\n{log.read().decode(errors='replace')[-3000:]}")
-    return Cost(time.monotonic() - started, sum(cpu.values()), sum(peak.values()))
+        seconds = time.monotonic() - started
+        output.seek(0)
+        rate = float(json.loads(output.read().splitlines()[-1])["images_per_second"])
+    return Cost(seconds, rate, sum(cpu.values()), sum(peak.values()))
 
 
 def watch(root: int, cpu: dict[int, float], peak: dict[int, float], done: threading.Event) -> None:
@@ -185,26 +200,24 @@ def main() -> None:
     names = ["job", "loop"] if arguments.no_fer else ["job", "loop", "fer"]
     if not arguments.no_fer:
         install_fer()
-    costs: dict[str, list[tuple[int, Cost, Cost]]] = {name: [] for name in names}
+    few, costs = {}, dict[str, list[tuple[int, Cost]]]()
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         photographs = sorted(p for p in arguments.photos.rglob("*") if p.is_file()) if arguments.photos else None
         photographs = photographs or draw_photographs(root / "photographs", arguments.large)
-        for round_number in range(arguments.rounds):
+
+        def run(name: str, count: int, number: int) -> Cost:
+            images = link_images(root / f"{name}{number}", photographs, count)
+            return measure(commands(images, root / f"o{name}{number}", name), {})
+
+        few = {name: run(name, FEW, 0) for name in names}
+        for number in range(1, arguments.rounds + 1):
             for name in names:
-                count = arguments.images // 4 if name == "fer" else arguments.images  # enough for the difference to stand out
-                once, twice = (
-                    measure(
-                        commands(
-                            link_images(root / f"{name}{round_number}x{n}", photographs, n), root / f"o{name}{round_number}x{n}", name
-                        ),
-                        {},
-                    )
-                    for n in (count, 2 * count)
-                )
-                costs[name].append((count, once, twice))
-                print(f"round {round_number + 1} {name}: {count} in {once.seconds:.1f} s, {2 * count} in {twice.seconds:.1f} s", flush=True)
-    report(costs)
+                count = arguments.images // 4 if name == "fer" else arguments.images  # fer takes that much longer
+                cost = run(name, count, number)
+                costs.setdefault(name, []).append((count, cost))
+                print(f"round {number} {name}: {count} in {cost.seconds:.1f} s, {cost.images_per_second:.1f} images/s", flush=True)
+    report(few, costs)
 
 
 def model_cost() -> float:
@@ -213,26 +226,24 @@ def model_cost() -> float:
     return float(answer.stdout.splitlines()[-1])
 
 
-def report(costs: dict[str, list[tuple[int, Cost, Cost]]]) -> None:
+def report(few: dict[str, Cost], costs: dict[str, list[tuple[int, Cost]]]) -> None:
     figures = {}
     for name, runs in costs.items():
-        count = sum(run[0] for run in runs)
-        seconds = sum(twice.seconds - once.seconds for _, once, twice in runs)
-        cpu = sum(twice.cpu_seconds - once.cpu_seconds for _, once, twice in runs)
-        start_up = sum(2 * once.seconds - twice.seconds for _, once, twice in runs) / len(runs)
         figures[name] = {
-            "images_per_second": round(count / seconds, 1),
-            "cpu_ms_per_image": round(1000 * cpu / count, 2),
-            "start_up_s": round(start_up, 1),
-            "peak_mb_n": round(max(once.peak_mb for _, once, _ in runs)),
-            "peak_mb_2n": round(max(twice.peak_mb for _, _, twice in runs)),
+            "images_per_second": round(statistics.median(cost.images_per_second for _, cost in runs), 1),
+            "cpu_ms_per_image": round(
+                statistics.median(1000 * (cost.cpu_seconds - few[name].cpu_seconds) / (count - FEW) for count, cost in runs), 2
+            ),
+            "start_up_s": round(statistics.median(cost.seconds - count / cost.images_per_second for count, cost in runs), 1),
+            "peak_mb": round(max(cost.peak_mb for _, cost in runs)),
         }
         print(f"{name:5s} {figures[name]}")
     cost = model_cost()
     figures["job"]["model_ms_per_face"] = round(cost, 2)
     print(f"model: {cost:.2f} CPU ms per face, {cost / figures['job']['cpu_ms_per_image']:.0%} of the job's per image")
     for other in set(figures) - {"job"}:
-        ratio = figures["job"]["images_per_second"] / figures[other]["images_per_second"]
+        pairs = zip(costs["job"], costs[other], strict=True)
+        ratio = statistics.median(job.images_per_second / their.images_per_second for (_, job), (_, their) in pairs)
         figures["job"][f"ratio_to_{other}"] = round(ratio, 2)
         print(f"job / {other}: {ratio:.2f}")
     print(json.dumps(figures))
