@@ -30,6 +30,7 @@ def connect(dashboard: bool = False) -> None:
     if ray.is_initialized():
         return
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a thread that outlives the job must not start Ray again
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or a local cluster starts a process that tells Ray's makers of it
     on_terminate = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": dashboard}
     try:

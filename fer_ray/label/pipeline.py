@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 import ray
-import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fer_ray.cluster import cluster_cpus, may_grow, wait_for_cpus
@@ -58,10 +57,6 @@ def label_to_staging(
     Raises:
         StorageError: a store cannot be used, or the model changed since the run was planned.
     """
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.memory_usage_poll_interval_s = None
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised, and said once
     if not run.config.workers:
         wait_for_cpus()
     cpus = cluster_cpus()
@@ -73,15 +68,22 @@ def label_to_staging(
     images = sum(part.rows for part in parts)
     blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // MIN_IMAGES_PER_TASK, MAX_TASKS)))
     step = LabelParts(run, plan, tally, make_labeler or functools.partial(_make_labeler, models))
-    dataset = ray.data.from_items([vars(part) for part in parts], override_num_blocks=blocks).map_batches(
-        step,
-        batch_size=None,
-        batch_format="pyarrow",
-        # Tasks, not actors: Ray gives them processes that have run others before, which keep their labeler, and repeats them
-        # where a process or a node dies. (Actors would open every run with an error of Ray's about their arguments, issue 53727.)
-        compute=ray.data.TaskPoolStrategy(size=workers),
-        num_cpus=1,
+    start = ray.remote(num_cpus=1)(_start)
+    starting = [start.remote(step) for _ in range(min(workers, cpus))]  # all processes load their libraries now, and this one Ray Data
+    dataset = (
+        _ray_data()
+        .from_items([vars(part) for part in parts], override_num_blocks=blocks)
+        .map_batches(
+            step,
+            batch_size=None,
+            batch_format="pyarrow",
+            # Tasks, not actors: Ray gives them processes that have run others before, which keep their labeler, and repeats them
+            # where a process or a node dies. (Actors would open every run with an error of Ray's about their arguments, issue 53727.)
+            compute=_ray_data().TaskPoolStrategy(size=workers),
+            num_cpus=1,
+        )
     )
+    del starting  # what fails there fails again, with its reason
     consuming: Future[None] = Future()
     threading.Thread(target=_consume, args=(dataset, consuming), daemon=True).start()
     while not wait([consuming], timeout=PROGRESS_SECONDS).done:
@@ -96,7 +98,18 @@ def label_to_staging(
     return float(ray.get(tally.read.remote())[1] or 0.0)
 
 
-def _consume(dataset: ray.data.Dataset, consuming: Future[None]) -> None:
+def _ray_data() -> Any:
+    """Ray Data, which takes a second to load, without its bars and lines."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised, and said once
+    return ray.data
+
+
+def _consume(dataset: Any, consuming: Future[None]) -> None:
     """Run the chain in a daemon thread, so that an interrupt of the main thread ends the job at once."""
     try:
         for _ in dataset.iter_internal_ref_bundles():
@@ -166,14 +179,14 @@ class LabelParts:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         try:
-            labeler, metrics = self._labeler()
+            labeler, metrics = self.labeler()
             labeler.label((Part(**row) for row in rows.to_pylist()), RemoteTally(self.counts, metrics))
         except (FerRayError, OSError) as error:
             ray.get(self.counts.fail.remote(str(error)))  # Ray Data loses the reason of a failure on the way to the driver
             raise
         return rows
 
-    def _labeler(self) -> tuple[PartLabeler, LabelingMetrics]:
+    def labeler(self) -> tuple[PartLabeler, LabelingMetrics]:
         """This process's own; another run of the same driver takes its place."""
         key, here = f"{self.run.output} {self.run.run_id} {self.plan.started_at}", LabelParts._here
         if key not in here:
@@ -182,6 +195,11 @@ class LabelParts:
             here.clear()
             here[key] = PartLabeler(self.run, self.plan, self.make_labeler(self.run)), LabelingMetrics()
         return here[key]
+
+
+def _start(step: LabelParts) -> None:
+    """Load what a process needs, so that it is ready when its first part comes."""
+    step.labeler()
 
 
 def _make_labeler(models: ModelOnGpus | None, run: Run) -> FetchingLabeler:
