@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -69,7 +70,8 @@ def label_to_staging(
     blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // MIN_IMAGES_PER_TASK, MAX_TASKS)))
     step = LabelParts(run, plan, tally, make_labeler or functools.partial(_make_labeler, models))
     start = ray.remote(num_cpus=1)(_start)
-    starting = [start.remote(step) for _ in range(min(workers, cpus))]  # all processes load their libraries now, and this one Ray Data
+    for _ in range(min(workers, cpus)):
+        start.remote(step)  # all processes load their libraries now, while this one loads Ray Data
     dataset = (
         _ray_data()
         .from_items([vars(part) for part in parts], override_num_blocks=blocks)
@@ -83,7 +85,6 @@ def label_to_staging(
             num_cpus=1,
         )
     )
-    del starting  # what fails there fails again, with its reason
     consuming: Future[None] = Future()
     threading.Thread(target=_consume, args=(dataset, consuming), daemon=True).start()
     while not wait([consuming], timeout=PROGRESS_SECONDS).done:
@@ -198,8 +199,9 @@ class LabelParts:
 
 
 def _start(step: LabelParts) -> None:
-    """Load what a process needs, so that it is ready when its first part comes."""
-    step.labeler()
+    """Load what a process needs, so that it is ready when its first part comes; what fails here fails again then, and is told."""
+    with suppress(FerRayError, OSError):
+        step.labeler()
 
 
 def _make_labeler(models: ModelOnGpus | None, run: Run) -> FetchingLabeler:
