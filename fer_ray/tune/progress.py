@@ -13,6 +13,7 @@ from fer_ray.config.tune import TuneConfig
 from fer_ray.errors import TrainingError
 from fer_ray.reporting.progress import LogProgress, Progress
 from fer_ray.text import sanitize
+from fer_ray.train.worker import FAILURE_FILE
 from fer_ray.tune.results import COMPLETED, FAILED, LeaderboardEntry, Trial, TrialEpoch, leaderboard
 from fer_ray.tune.searchers import parse_proposed, seed_of
 from fer_ray.tune.trial_dirs import TRIALS_FOLDER, best_bundle, read_epochs, reason_of, to_epoch
@@ -74,7 +75,10 @@ class SearchProgress(ray.tune.Callback):  # type: ignore[misc]  # Ray has no typ
         self.equal_failures = 0
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = reason_of(trial.get_error(), trial.trial_id)
+        recorded = Path(self.output) / TRIALS_FOLDER / trial.trial_id / FAILURE_FILE
+        # Tune now and then has no error yet when it tells of one; what a worker wrote down is there.
+        error = TrainingError(recorded.read_text(encoding="utf-8").rstrip(".")) if recorded.exists() else trial.get_error()
+        reason = reason_of(error, trial.trial_id)
         LOGGER.warning("trial %s failed: %s", trial.trial_id, sanitize(reason))
         self.equal_failures = self.equal_failures + 1 if reason == self.last_failure else 1
         self.last_failure = reason
