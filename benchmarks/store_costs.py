@@ -103,7 +103,7 @@ def readers(endpoint: str) -> dict[str, Callable[[str], object]]:
 
 def _bare_store(endpoint: str) -> S3Store:
     options = {"allow_http": True, "timeout": timedelta(minutes=1)}
-    return S3Store(BUCKET, endpoint=endpoint, client_options=options)  # type: ignore[arg-type]
+    return S3Store(BUCKET, endpoint=endpoint, client_options=options)  # type: ignore[arg-type]  # a TypedDict, which this dict is
 
 
 def main() -> None:
@@ -127,7 +127,7 @@ def main() -> None:
                 spent = cpu_of(lambda: list(threads.map(read, names)))  # noqa: B023 - done before the next one
                 costs.setdefault(f"a GET of 12 kB through {name}, CPU-ms", []).append(1e3 * spent / len(names))
             for name, listed in listings(endpoint).items():
-                spent = cpu_of(lambda: sum(1 for _ in listed()))  # noqa: B023
+                spent = cpu_of(lambda: sum(1 for _ in listed()))  # noqa: B023 - as above
                 costs.setdefault(f"a listed key through {name}, CPU-us", []).append(1e6 * spent / arguments.keys)
     server.terminate()
     for what, figures in costs.items():

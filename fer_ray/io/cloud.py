@@ -17,7 +17,7 @@ from obstore.exceptions import BaseError, InvalidPathError, PreconditionError, U
 from obstore.store import AzureStore, GCSStore
 
 from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
-from fer_ray.io.ranged import RangedFile
+from fer_ray.io.ranged import open_by_ranges
 from fer_ray.schema import ImageEntry
 
 if TYPE_CHECKING:
@@ -107,14 +107,7 @@ class CloudStore:
 
     def open(self, uri: str, read_ahead: int) -> io.BufferedReader:
         """The object as a file that is read by ranges of at least `read_ahead` bytes."""
-        found = self.stat(uri)
-        if found is None:
-            raise FileNotFoundError(uri)
-
-        def read_range(start: int, length: int) -> bytes:
-            return self.read(uri, length, start, length)
-
-        return io.BufferedReader(RangedFile(read_range, found.size_bytes or 0), read_ahead)
+        return open_by_ranges(self, uri, read_ahead)
 
     def _store(self, uri: str) -> AzureStore | GCSStore:
         bucket = split(uri)[0][len(GS) :]

@@ -4,7 +4,33 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+
+from fer_ray.schema import ImageEntry
+
+
+class RangedStore(Protocol):
+    """A store that reads parts of files."""
+
+    def stat(self, uri: str) -> ImageEntry | None: ...
+
+    def read(self, uri: str, limit: float, start: int = 0, length: int | None = None) -> bytes: ...
+
+
+def open_by_ranges(store: RangedStore, uri: str, read_ahead: int) -> io.BufferedReader:
+    """The file of a store, read by ranges of at least `read_ahead` bytes.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    found = store.stat(uri)
+    if found is None:
+        raise FileNotFoundError(uri)
+
+    def read_range(start: int, length: int) -> bytes:
+        return store.read(uri, length, start, length)
+
+    return io.BufferedReader(RangedFile(read_range, found.size_bytes or 0), read_ahead)
 
 
 class RangedFile(io.RawIOBase):

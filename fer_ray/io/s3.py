@@ -22,7 +22,7 @@ import obstore.store
 from obstore.exceptions import BaseError
 
 from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
-from fer_ray.io.ranged import RangedFile
+from fer_ray.io.ranged import open_by_ranges
 from fer_ray.io.s3_client import BROKEN_BODY, EXPRESS, SCHEME, Connection, connect, explained
 from fer_ray.io.s3_listing import list_objects
 from fer_ray.schema import ImageEntry
@@ -111,14 +111,7 @@ class S3Store:
 
     def open(self, uri: str, read_ahead: int) -> io.BufferedReader:
         """The object as a file that is read by ranges of at least `read_ahead` bytes."""
-        found = self.stat(uri)
-        if found is None:
-            raise FileNotFoundError(uri)
-
-        def read_range(start: int, length: int) -> bytes:
-            return self.read(uri, length, start, length)
-
-        return io.BufferedReader(RangedFile(read_range, found.size_bytes or 0), read_ahead)
+        return open_by_ranges(self, uri, read_ahead)
 
     def write(self, uri: str, content: bytes, replace: bool) -> bool:
         """Store the bytes; gives False and leaves the object alone where it is there already and `replace` is off."""

@@ -137,7 +137,7 @@ def _body(answer: urllib3.BaseHTTPResponse, uri: str, limit: float, length: int 
             raise TooLargeError(len(content))
         if announced.isdecimal() and len(content) < int(announced):
             raise IncompleteRead(len(content), int(announced) - len(content))
-    except BaseException:
+    except BaseException:  # an interrupt too: an answer that was not read whole must not go back to the pool
         answer.close()
         raise
     answer.release_conn()
