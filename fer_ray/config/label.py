@@ -45,8 +45,8 @@ class LabelingOptions:
 
     @property
     def detector_version(self) -> str:
-        """Names the detector and the settings that change what it finds."""
-        return f"yunet-2023mar-side{self.detector_side}-score{self.min_face_score:g}-size{self.min_face_size}"
+        """Names the detector, its way of looking (2: at half the size first) and the settings that change what it finds."""
+        return f"yunet-2023mar-2-side{self.detector_side}-score{self.min_face_score:g}-size{self.min_face_size}"
 
 
 @config("The run")
