@@ -1,5 +1,6 @@
 """What holds for all of the code: imports are light, and asking for help loads nothing heavy."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,3 +20,10 @@ def test_a_project_file_names_no_registry_host_and_no_path_of_a_machine() -> Non
     hosts = ["py" + "pi.org", "python" + "hosted", "/work" + "/"]
     files = [*ROOT.glob("*.txt"), *ROOT.glob("*.toml"), *ROOT.glob("*.md"), *ROOT.glob("fer_ray/**/*.json"), *ROOT.glob("fer_ray/**/*.py")]
     assert [f"{host} in {file}" for file in files for host in hosts if host in file.read_text()] == []
+
+
+def test_every_promise_names_a_test_that_there_is() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/promises.md").read_text()))
+    tests = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    assert named
+    assert named - set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE)) == set()
