@@ -59,13 +59,15 @@ class Job:
     def __init__(self, endpoint: str, output: Path, environment: dict[str, str]) -> None:
         self.log = output.with_suffix(".log").open("ab")
         line = ["jobs/label.py", "--input", f"s3://{BUCKET}", "--output", str(output), "--s3-endpoint", endpoint]
-        line += ["--run-id", RUN_ID, "--run-date", RUN_DATE, "--workers", "2"]  # asked for: few images are labeled without Ray
+        line += ["--run-id", RUN_ID, "--run-date", RUN_DATE, "--workers", "2"]
         line.append("--no-thumbnails")  # these are fetched again for the report
         self.process = self.start(line, environment)
         self.seen: dict[int, psutil.Process] = {}
 
     def start(self, line: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, *line], cwd=ROOT, env=os.environ | environment, stdout=self.log, stderr=self.log)
+        return subprocess.Popen(
+            [sys.executable, *line], cwd=ROOT, env=os.environ | {"RAY_ADDRESS": "local"} | environment, stdout=self.log, stderr=self.log
+        )
 
     def family(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
@@ -133,9 +135,10 @@ def moment(to_come: Sequence[str], output: Path, images: int, generator: random.
     share = generator.uniform(0.02, 0.9)
 
     def labeled() -> int:
-        return sum(int(file.stem) > 0 for file in staging.glob("*/[0-9]*.parquet"))
+        """The first row of the last part that is finished."""
+        return max((int(file.stem) for file in staging.glob("*/[0-9]*.parquet")), default=0)
 
-    enough = max(1, round(share * images / 16))
+    enough = max(1, round(share * images) - 64)  # the first parts have 64 images
     return {
         "manifest": lambda: any(manifest.glob("*/_writing-*")) and not (manifest / "plan.json").exists(),
         "commit": lambda: labeled() >= enough // 2 and any(staging.glob("*/_writing-*")),

@@ -147,7 +147,7 @@ def parents() -> dict[int, int]:
 
 def commands(images: Path, output: Path, name: str) -> list[str]:
     if name == "job":
-        return [sys.executable, "jobs/label.py", "--input", str(images), "--output", str(output), "--workers", str(PROCESSES)]
+        return [sys.executable, "jobs/label.py", "--input", str(images), "--output", str(output)]
     if name == "loop":
         return [sys.executable, write_script(output, LOOP), str(images)]
     return [str(BENCH_PYTHON), write_script(output, FER), str(images)]

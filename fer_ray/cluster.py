@@ -34,16 +34,20 @@ def connect(dashboard: bool = False) -> None:
     on_terminate = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": dashboard}
     try:
-        if os.environ.get(_ADDRESS):
+        if _names_a_cluster():
             ray.init(**quiet)
         else:
             start_with_retries(lambda: start_with_known_address(quiet) if dashboard else ray.init(**quiet))
     except Exception as error:  # Ray raises many kinds, bare ones too
-        where = os.environ.get(_ADDRESS)
+        where = os.environ[_ADDRESS] if _names_a_cluster() else ""
         what = f"The Ray cluster at {where} cannot be joined" if where else "Ray could not be started on this machine"
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise FerRayError(f"{what} ({sanitize(reason)}): see the logs in /tmp/ray/session_latest/logs, and try again.") from error
     signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which prints a stack
+
+
+def _names_a_cluster() -> bool:
+    return os.environ.get(_ADDRESS, "local") not in ("", "local")
 
 
 def leave() -> None:
@@ -96,7 +100,7 @@ def cluster_cpus() -> int:
 
 def may_grow() -> bool:
     """Whether the cluster was joined: one that starts machines on demand does not say how many it may have."""
-    return bool(os.environ.get(_ADDRESS))
+    return _names_a_cluster()
 
 
 def wait_for_cpus() -> None:

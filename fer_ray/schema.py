@@ -170,7 +170,7 @@ RUNS = pa.schema(
         _required("faces_total", pa.int64(), "faces labeled, one row each in faces"),
         _required("faces_left_out", pa.int64(), "faces left out as too small or too doubtful"),
         _required("images_per_second", pa.float32(), "rate of the start that finished the run, 0 when it had nothing left to label"),
-        _required("cpu_count", pa.int32(), "CPUs of the cluster; 1 for a few images, 0 when there was nothing to label"),
+        _required("cpu_count", pa.int32(), "CPUs of the cluster, or of the machine for a few images; 0 when there was nothing to label"),
         _required("gpu_count", pa.int32(), "GPUs of the cluster"),
         _required("top_errors_json", pa.string(), "the commonest errors with their counts, JSON"),
         _SCHEMA_VERSION_FIELD,

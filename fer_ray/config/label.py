@@ -94,7 +94,7 @@ class LabelConfig(StoresConfig):
     keep_days: float = option(default=7.0, help="remove unfinished work that nobody touched for so many days", metavar="DAYS", gt=0)
     workers: int | None = option(
         default=None,
-        help="labeling processes, one CPU each; a cluster may grow for them (default: one for each CPU; one for up to 200 images)",
+        help="labeling processes, one CPU each; a cluster may grow for them (default: one for each CPU)",
         metavar="N",
         gt=0,
         group="Resources",

@@ -1,9 +1,9 @@
-"""A few images, labeled in one process beside this one: Ray takes longer to start than they take to label.
+"""A few images, labeled in processes beside this one: Ray takes longer to start than they take to label.
 
     python -m fer_ray.label.local
 
-reads the work on standard input, which its parent pickled, tells what it has done in lines of JSON, and ends with its parent. When it
-dies, of an image that ends its decoder for example, its parent leaves the rest to Ray.
+reads the work on standard input, which its parent pickled, tells what it has done in lines of JSON, and ends with its parent. When one
+dies, of an image that ends its decoder for example, the parent leaves the rest of its parts to Ray.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import queue
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any, cast
 
 from fer_ray.errors import FerRayError, StorageError
@@ -25,18 +27,19 @@ from fer_ray.label.plan import Part, Plan
 from fer_ray.label.result import LabeledImage
 from fer_ray.label.run import Run
 
-FEW_IMAGES = 200  # two seconds of work where each has several megapixels; Ray takes about five to start
+FEW_IMAGES = 4000  # Ray's own processes take as much CPU time to start as 5,000 portraits take to label
+MAX_PROCESSES = 8  # where a container has fewer CPUs than its machine, more would only take memory
 
 
 def are_few(run: Run, parts: Sequence[Part]) -> bool:
-    """Whether these parts are labeled sooner without Ray: they are few, and nobody has started Ray or asked for workers or GPUs."""
+    """Whether these parts are labeled sooner without Ray: they are few, and nobody has started Ray, named a cluster or asked for GPUs."""
     ray = sys.modules.get("ray")
-    asked = run.config.workers or run.config.gpus or os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized())
+    asked = run.config.gpus or os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized())
     return not asked and sum(part.rows for part in parts) <= FEW_IMAGES
 
 
 def label_few(run: Run, plan: Plan, parts: Sequence[Part], report_progress: Callable[[Counter[str], int], None]) -> float:
-    """Label and stage the parts in a process of its own, as far as it gets.
+    """Label and stage the parts in processes of their own, as far as they get.
 
     Args:
         run: What is labeled, how, and where to.
@@ -52,24 +55,43 @@ def label_few(run: Run, plan: Plan, parts: Sequence[Part], report_progress: Call
     """
     counts: Counter[str] = Counter()
     images, first, last = sum(part.rows for part in parts), 0.0, 0.0
+    processes = min(run.config.workers or MAX_PROCESSES, MAX_PROCESSES, len(os.sched_getaffinity(0)), len(parts))
+    told: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    with ExitStack() as started:
+        for number in range(processes):
+            started.enter_context(_process((run, plan, list(parts[number::processes])), told))
+        while processes:
+            values, last = told.get(), time.monotonic()
+            if values is None:
+                processes -= 1
+                continue
+            if reason := values.get("failed_because"):
+                raise StorageError(reason)
+            first = first or last
+            counts.update(values)
+            report_progress(counts, images)
+    return last - first
+
+
+@contextmanager
+def _process(work: tuple[Run, Plan, list[Part]], told: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[None]:
+    """A process that does the work while the context lasts; what it tells goes into the queue, and None when it ended."""
     command = [sys.executable, "-m", "fer_ray.label.local"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        threading.Thread(target=_listen, args=(cast("IO[bytes]", process.stdout), told), daemon=True).start()
         try:
-            stdin = cast("IO[bytes]", process.stdin)
-            pickle.dump((run, plan, list(parts)), stdin)
-            stdin.flush()
-            for line in cast("IO[bytes]", process.stdout):
-                told, last = json.loads(line), time.monotonic()
-                if reason := told.get("failed_because"):
-                    raise StorageError(reason)
-                first = first or last
-                counts.update(told)
-                report_progress(counts, images)
-        except BrokenPipeError:
-            pass  # it died before it had read its work
+            with suppress(BrokenPipeError):  # it may have died before it has read its work
+                pickle.dump(work, cast("IO[bytes]", process.stdin))
+                cast("IO[bytes]", process.stdin).flush()
+            yield
         finally:
             process.kill()
-    return last - first
+
+
+def _listen(stdout: IO[bytes], told: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    for line in stdout:
+        told.put(json.loads(line))
+    told.put(None)
 
 
 class _Lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import os
 import shlex
 import subprocess
 import sys
@@ -66,7 +67,7 @@ def _top_errors(counts: Counter[str]) -> dict[str, int]:
 def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float) -> dict[str, Any]:
     """The run's row in `runs`; its rate leaves start-up out."""
     ray = sys.modules.get("ray")  # a run with little or nothing to do starts no cluster
-    resources = ray.cluster_resources() if ray and ray.is_initialized() else {"CPU": min(plan.images, 1)}
+    resources = ray.cluster_resources() if ray and ray.is_initialized() else {"CPU": (os.cpu_count() or 1) * bool(plan.images)}
     return {
         "run_id": run.run_id,
         "run_date": run.run_date,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fer_ray.label.run import Run
 
 ROWS_PER_FILE = 1_000_000
-MIN_PART_ROWS = 16  # the first parts of a run: a short one keeps every process busy, and a kill costs little
+MIN_PART_ROWS = 64  # the first parts of a run, a batch of faces each: a short run keeps every process busy, and a kill costs little
 MAX_PART_ROWS = 512
 PLAN_FILE = "plan.json"
 

@@ -171,10 +171,10 @@ def test_a_second_model_a_limit_and_too_many_failures(archive: Path, tmp_path: P
 def test_staging_that_does_not_match_the_manifest_is_never_published(tmp_path: Path, harm: str) -> None:
     config = LabelConfig(("/i",), str(tmp_path))
     run = Run("r", config.date(), ("/i",), str(tmp_path), "m", "v", config, Storage())
-    due = due_images([ImageEntry(f"/{n:02d}.jpg", 1, None) for n in range(40)], lambda: iter(()), None, Counts())
+    due = due_images([ImageEntry(f"/{n:02d}.jpg", 1, None) for n in range(150)], lambda: iter(()), None, Counts())
     plan = write_plan(run, due, Counts(), datetime.datetime.now(datetime.UTC))
     parts = read_parts(run, plan)
-    assert (plan.images, [part.rows for part in parts]) == (40, [16, 16, 8])
+    assert (plan.images, [part.rows for part in parts]) == (150, [64, 64, 22])
     for part in parts[harm == "a part lost" :]:
         rows = [staged_row(part.first_row + n) for n in range(part.rows)]
         if harm == "lost":
@@ -245,7 +245,7 @@ def test_a_dry_run_counts_and_writes_nothing(archive: Path, tmp_path: Path) -> N
 
 
 def test_the_job_prints_progress_a_summary_for_people_and_json_last(tmp_path: Path, archive: Path) -> None:
-    answer = run_job("--input", archive / "2019" / "ärger & co", "--output", tmp_path / "out", "--workers", 1)
+    answer = run_job("--input", archive / "2019" / "ärger & co", "--output", tmp_path / "out")
     assert answer.returncode == 0, answer.stderr
     summary = json.loads(answer.stdout.splitlines()[-1])
     assert (summary["images_total"], summary["faces_total"]) == (1, 1)
