@@ -1,28 +1,32 @@
-"""From the bytes of an image file, whoever made it, to upright pixels within known limits."""
+"""From the bytes of an image file, whoever made it, to upright pixels within known limits.
+
+Each format has one decoder: OpenCV for JPEG, Pillow for the others of `formats.py`; nothing else is opened. What a file
+announces is checked before its decoder takes memory for it.
+"""
 
 from __future__ import annotations
 
-import io
-import os
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-
-# The last resort for formats whose header Pillow cannot read: OpenCV then refuses more pixels than this by itself.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import cv2
 import numpy as np
-import pillow_heif
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from fer_ray.errors import ImageError
 from fer_ray.schema import Status
-from fer_ray.typing import FloatArray, UInt8Array
+from fer_ray.typing import UInt8Array
+from fer_ray.vision import tiff
+from fer_ray.vision.formats import Format, format_of
+from fer_ray.vision.jpeg import JpegHeader, decode_jpeg, largest_jpeg, read_header, turn_upright
+from fer_ray.vision.pillow_formats import decode_with_pillow, load, orientation_of_image
+from fer_ray.vision.pixels import RESULT_BYTES, check_bytes, check_pixels, stored_bytes, to_bgr
 
-pillow_heif.register_heif_opener()
-
-_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_REDUCTIONS = (2, 4, 8)
+MIN_PREVIEW_SIDE = 480  # pixels of the longer side: a smaller preview is not what its photographer sees
+_NOT_FINISHED = "The file is RAW, which is not developed here, and "
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,10 @@ class DecodedImage:
 
 
 def decode(content: bytes, max_megapixels: float, enough_pixels: int) -> DecodedImage:
-    """Decode any format that OpenCV or Pillow reads: upright after EXIF, first frame, alpha over white, 16 bits to 8.
+    """Decode a file of the formats that photographs have: upright after EXIF, first frame, alpha over white, deep levels to 8 bits.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 as long as its longer side keeps `enough_pixels`; that costs a fraction of the time.
+    Of a TIFF the largest page is decoded, of a RAW file the largest finished picture inside.
 
     Args:
         content: the bytes of the file.
@@ -50,21 +55,19 @@ def decode(content: bytes, max_megapixels: float, enough_pixels: int) -> Decoded
         enough_pixels: how long the longer side must at least be for whoever looks at the image.
 
     Raises:
-        ImageError: `undecodable`, or `too_large` when the header announces more than `max_megapixels`.
+        ImageError: `undecodable`, or `too_large` when the header announces more than `max_megapixels` or than memory holds.
     """
+    if content.startswith(b"\xff\xd8\xff"):  # by far the most
+        header = _attempt(lambda: read_header(content))
+        return _decode_jpeg(content, header, max_megapixels, enough_pixels)
     if not content:
         raise ImageError(Status.UNDECODABLE, "The file is empty.")
-    size, is_jpeg = _read_header(content)
-    if size:
-        _check_pixels(size, max_megapixels)
-    reduction = _reduction(max(size), enough_pixels) if size and is_jpeg else 1
-    with_opencv, with_pillow = (lambda: _decode_with_opencv(content, reduction)), (lambda: _decode_with_pillow(content))
-    pixels = _first_that_works([with_opencv, with_pillow] if is_jpeg or not size else [with_pillow, with_opencv])
-    height, width = pixels.shape[:2]
-    if size and is_jpeg:  # EXIF may have turned it by a quarter
-        upright = size if (width >= height) == (size[0] >= size[1]) else size[::-1]
-        width, height = upright
-    return DecodedImage(pixels, width, height)
+    kind = format_of(content)
+    if kind == Format.TIFF:
+        return _decode_tiff(content, max_megapixels, enough_pixels)
+    if kind == Format.RAW:
+        return _decode_preview(content, largest_jpeg(content), max_megapixels, enough_pixels)
+    return _whole(_attempt(lambda: decode_with_pillow(content, kind, max_megapixels)))
 
 
 def decode_pillow(image: Image.Image, max_megapixels: float) -> DecodedImage:
@@ -73,101 +76,83 @@ def decode_pillow(image: Image.Image, max_megapixels: float) -> DecodedImage:
     Raises:
         ImageError: `undecodable` where its file breaks off, `too_large` as in `decode`.
     """
-    _check_pixels(image.size, max_megapixels)
-    pixels = _first_that_works([lambda: _upright_bgr(image)])
-    return DecodedImage(pixels, pixels.shape[1], pixels.shape[0])
+    check_pixels(image.size, max_megapixels)
+    check_bytes((stored_bytes(image.mode) + RESULT_BYTES) * image.width * image.height, image.size)
+
+    def upright() -> UInt8Array:
+        load(image)
+        return turn_upright(to_bgr(image), orientation_of_image(image))
+
+    return _whole(_attempt(upright))
 
 
 def decode_array(image: UInt8Array) -> DecodedImage:
     """The pixels of an array (h, w) gray, (h, w, 3) RGB or (h, w, 4) RGBA uint8."""
     if image.ndim == 3 and image.shape[2] == 4:
-        image = _to_rgb(Image.fromarray(image))
-    pixels = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
-    return DecodedImage(np.asarray(pixels, np.uint8), image.shape[1], image.shape[0])
+        return _whole(to_bgr(Image.fromarray(image)))
+    return _whole(np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR), np.uint8))
 
 
-def _check_pixels(size: tuple[int, int], max_megapixels: float) -> None:
-    if size[0] * size[1] > max_megapixels * 1e6:
-        raise ImageError(Status.TOO_LARGE, f"The image has {size[0]} x {size[1]} pixels, the limit is {max_megapixels:g} megapixels.")
+def _whole(pixels: UInt8Array) -> DecodedImage:
+    return DecodedImage(pixels, pixels.shape[1], pixels.shape[0])
 
 
-def _read_header(content: bytes) -> tuple[tuple[int, int] | None, bool]:
-    """Width and height as stored (None where Pillow does not know the format), and whether it is a JPEG."""
-    is_jpeg = content.startswith(b"\xff\xd8\xff")
+def _decode_jpeg(content: bytes, header: JpegHeader, max_megapixels: float, enough_pixels: int, start: int = 0) -> DecodedImage:
+    size = header.width, header.height
+    check_pixels(size, max_megapixels)
+    reduction = max((n for n in _REDUCTIONS if max(size) / n >= enough_pixels), default=1)
+    check_bytes(header.working_bytes(reduction), size)
+    pixels = _attempt(lambda: decode_jpeg(content, header, reduction, start))
+    return DecodedImage(pixels, *(size[::-1] if header.orientation >= 5 else size))
+
+
+def _decode_tiff(content: bytes, max_megapixels: float, enough_pixels: int) -> DecodedImage:
+    """The largest page; what a sensor measured and JPEG of the old kind are no pages, but may have a preview beside them."""
+    found = [directory for directory in _attempt(lambda: tiff.directories_of(content)) if not directory.is_mask]
+    pages = [directory for directory in found if directory.is_readable]
+    page = max(pages, key=lambda directory: directory.pixels, default=None)
+    if len(pages) < len(found):
+        preview = largest_jpeg(content)
+        if page is None and preview is None:
+            page = max((directory for directory in found if directory.is_old_jpeg), key=lambda directory: directory.pixels, default=None)
+        if page is None or (preview and preview[1].width * preview[1].height > page.pixels):
+            return _decode_preview(content, preview, max_megapixels, enough_pixels)
+        if max(page.size) < MIN_PREVIEW_SIDE and page.pixels < max(directory.pixels for directory in found):
+            raise _only_a_thumbnail(page.size)
+    if page is None:
+        raise ImageError(Status.UNDECODABLE, "The file is a TIFF without a picture.")
+    pixels = _attempt(lambda: decode_with_pillow(tiff.with_first(content, page), Format.TIFF, max_megapixels, page))
+    if page is not found[0] and not page.orientation and found[0].has_sub_directories:
+        pixels = turn_upright(pixels, found[0].orientation)
+    return _whole(pixels)
+
+
+def _decode_preview(content: bytes, preview: tuple[int, JpegHeader] | None, max_megapixels: float, enough_pixels: int) -> DecodedImage:
+    if preview is None:
+        raise ImageError(Status.UNDECODABLE, f"{_NOT_FINISHED}there is no preview inside: export it as JPEG.")
+    start, header = preview
+    if max(header.width, header.height) < MIN_PREVIEW_SIDE:
+        raise _only_a_thumbnail((header.width, header.height))
+    if not header.orientation:
+        header = replace(header, orientation=tiff.orientation_of_raw(content))
+    return _decode_jpeg(content, header, max_megapixels, enough_pixels, start)
+
+
+def _only_a_thumbnail(size: tuple[int, int]) -> ImageError:
+    what = f"the largest picture inside has only {size[0]} x {size[1]} pixels"
+    return ImageError(Status.UNDECODABLE, f"{_NOT_FINISHED}{what}: export it as JPEG.")
+
+
+def _attempt(decoder: Callable[[], _Result]) -> _Result:
+    """What the decoder gives; whatever a broken file makes it raise becomes the reason in the row."""
     try:
-        if is_jpeg:  # by far the most, so the others' openers are not even asked
-            with Image.open(io.BytesIO(content), formats=("JPEG",)) as header:
-                return header.size, True
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as header:
-                return header.size, False
+        return decoder()
+    except ImageError:
+        raise
     except Image.DecompressionBombError as error:
         raise ImageError(Status.TOO_LARGE, f"The image is too large to decode safely ({error}).") from error
-    except Exception:  # noqa: BLE001 - whatever a stranger's header makes a plugin raise: the decoders below get their chance and say why
-        return None, is_jpeg
-
-
-def _reduction(longer_side: int, enough_pixels: int) -> int:
-    return max((n for n in _REDUCED if longer_side / n >= enough_pixels), default=1)
-
-
-def _first_that_works(decoders: list[Callable[[], UInt8Array]]) -> UInt8Array:
-    reasons = []
-    for decoder in decoders:
-        try:
-            return decoder()
-        except ImageError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a codec may raise anything for a broken file; the reason goes into the row
-            reasons.append(" ".join(str(error).split())[:200] or type(error).__name__)
-    raise ImageError(Status.UNDECODABLE, f"The file is not an image that can be decoded ({'; '.join(reasons)}).")
-
-
-def _decode_with_opencv(content: bytes, reduction: int) -> UInt8Array:
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), _REDUCED.get(reduction, cv2.IMREAD_COLOR))
-    if pixels is None:
-        raise ValueError("OpenCV cannot decode it")
-    return np.asarray(pixels, np.uint8)
-
-
-def _decode_with_pillow(content: bytes) -> UInt8Array:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                return _upright_bgr(image)
     except UnidentifiedImageError as error:
-        raise ValueError("Pillow does not know the format") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(Status.TOO_LARGE, f"The image is too large to decode safely ({error}).") from error
-
-
-def _upright_bgr(image: Image.Image) -> UInt8Array:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image.load()
-        except OSError:
-            image.load()  # where only what follows the pixels is cut off, the second call gives them
-        return np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image))[..., ::-1])
-
-
-def _to_rgb(image: Image.Image) -> UInt8Array:
-    """(h, w, 3) uint8; Pillow's own conversion would clip deep gray levels at 255 instead of scaling them."""
-    if image.mode.startswith("I;16"):
-        return _gray_to_rgb(np.asarray(image).astype(np.uint16) / 257)
-    if image.mode in ("I", "F"):
-        levels = np.nan_to_num(np.asarray(image, np.float64))
-        highest = max(levels.max(), 1e-9)
-        full_range = next((full for full in (1.0, 255.0, 65535.0) if highest <= full), highest)
-        return _gray_to_rgb(levels * (255 / full_range))
-    if image.has_transparency_data:
-        canvas = Image.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image.convert("RGBA"))
-        image = canvas
-    return np.asarray(image.convert("RGB"))
-
-
-def _gray_to_rgb(levels: FloatArray) -> UInt8Array:
-    return np.repeat(np.clip(np.rint(levels), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+        raise ImageError(Status.UNDECODABLE, "The file is not an image that can be decoded (its header is broken).") from error
+    except Exception as error:  # a codec may raise anything for a broken file; the reason goes into the row
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageError(Status.UNDECODABLE, f"The file is not an image that can be decoded ({reason}).") from error

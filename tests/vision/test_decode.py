@@ -121,6 +121,8 @@ def test_the_awkward_images_that_others_decode_are_decoded(shared_data: dict[str
         return
     with (SHARED_DATA / "awkward_images.csv").open() as table:
         for row in csv.DictReader(table):
+            if row["pillow_format"] == "ICO":  # no photograph
+                continue
             others = [answer for answer in (row["cv2"], row["pillow"]) if answer.replace("x", "").isdigit()]
             content = (shared_data["awkward_images"] / row["image"]).read_bytes()
             try:
