@@ -7,9 +7,10 @@ by another process on the same run, is left alone.
 from __future__ import annotations
 
 import datetime
-import faulthandler
 import gc
 import itertools
+import math
+import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,11 +29,12 @@ from fer_ray.label.run import Run
 from fer_ray.models import bundle
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.onnx_network import OnnxNetwork
-from fer_ray.schema import SCHEMA_VERSION, STAGING, ImageEntry, Status, image_id
-from fer_ray.vision.sandbox import survive_decoding
+from fer_ray.schema import SCHEMA_VERSION, STAGING, ImageEntry, image_id
+from fer_ray.vision.sandbox import SLOW_SECONDS, SandboxLimits, TimeBudget, sift
 
-STARTS_BEFORE_SANDBOX = 2  # a part that ended its process so often is decoded apart
-SECONDS_PER_BATCH = 900  # then the process is ended, and the part counts as one that ended it
+SECONDS_AT_FIRST = 20.0  # for an image: then its process is ended, and the sandbox, which has more patience, looks at all of its part
+SECONDS_TOGETHER = 60.0  # for the slow images of a part, likewise
+SECONDS_AFTER_SANDBOX = 60.0  # for an image that took up to two thirds of it there
 
 
 class EntryLabeler(Protocol):
@@ -43,7 +45,8 @@ class EntryLabeler(Protocol):
     @property
     def stage_seconds(self) -> Mapping[str, float]: ...  # spent so far, by stage
 
-    def label_batches(self, entries: Sequence[ImageEntry], sandboxed: bool) -> Iterator[list[LabeledImage]]: ...
+    def label_batches(self, entries: Sequence[ImageEntry], starts: int) -> Iterator[list[LabeledImage]]:
+        """Label the images of a part, which is begun for the `starts`-th time: none of the others came to its end."""
 
 
 class Tally(Protocol):
@@ -100,26 +103,20 @@ class PartLabeler:
     def _label_part(self, part: Part, tally: Tally) -> bytes:
         """The file of a part."""
         manifest = self._read_manifest(part)
-        sandboxed = tally.start(part) > STARTS_BEFORE_SANDBOX
+        starts = tally.start(part)
         provenance = {
             "model_version": self.run.model_version,
             "detector_version": self.run.config.labeling.detector_version,
             "run_id": self.run.run_id,
         }
         with pa.BufferOutputStream() as buffer:
-            table = staging_table(manifest, list(self._label_rows(manifest, tally, sandboxed)), provenance)
+            table = staging_table(manifest, list(self._label_rows(manifest, tally, starts)), provenance)
             pq.write_table(table, buffer, compression="zstd")
             return bytes(buffer.getvalue())
 
-    def _label_rows(self, manifest: pa.Table, tally: Tally, sandboxed: bool) -> Iterator[LabeledImage]:
+    def _label_rows(self, manifest: pa.Table, tally: Tally, starts: int) -> Iterator[LabeledImage]:
         entries = [ImageEntry(**{k: v for k, v in row.items() if k != "row_number"}) for row in manifest.to_pylist()]
-        batches = self.labeler.label_batches(entries, sandboxed)
-        while True:
-            faulthandler.dump_traceback_later(SECONDS_PER_BATCH, exit=True)  # a codec that hangs must not stop the night
-            images = next(batches, None)
-            faulthandler.cancel_dump_traceback_later()
-            if images is None:
-                return
+        for images in self.labeler.label_batches(entries, starts):
             tally.add(images, self.labeler.stage_seconds)
             yield from images
 
@@ -132,7 +129,7 @@ class PartLabeler:
 
 
 class FetchingLabeler:
-    """Fetches images ahead and labels them; those of a part that ended its process twice go through a sandbox first."""
+    """Fetches images ahead and labels them, each within a limit of time; those of a part that was begun before are tried apart first."""
 
     def __init__(self, run: Run, model: Classifier | None = None) -> None:
         """Load the run's model, unless it is loaded already."""
@@ -141,11 +138,17 @@ class FetchingLabeler:
         self.model_version, self.stage_seconds = self.labeler.model_version, self.labeler.stage_seconds
         self.fetcher = Fetcher(run.storage, self.config.max_file_megabytes)
 
-    def label_batches(self, entries: Sequence[ImageEntry], sandboxed: bool) -> Iterator[list[LabeledImage]]:
-        fetched = self._timed(self.fetcher.fetch(entries))
-        sources = self._sandboxed(fetched) if sandboxed else fetched
+    def label_batches(self, entries: Sequence[ImageEntry], starts: int) -> Iterator[list[LabeledImage]]:
+        images = self._timed(self.fetcher.fetch(entries))
+        budget = TimeBudget(SECONDS_AT_FIRST, SECONDS_TOGETHER, least=SLOW_SECONDS)
+        if starts > 1:
+            images = sift(images, self.config, SandboxLimits().smaller(starts - 2))
+            budget = TimeBudget(SECONDS_AFTER_SANDBOX, math.inf, SECONDS_AFTER_SANDBOX)
         sizes = [len(entries[start : start + self.batch_size]) for start in range(0, len(entries), self.batch_size)]
-        return self.labeler.label_batches(itertools.islice(sources, size) for size in sizes)
+        try:
+            yield from self.labeler.label_batches(_limited(itertools.islice(images, size), budget) for size in sizes)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _timed(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
         """Adds up the time that labeling waits for images."""
@@ -157,14 +160,15 @@ class FetchingLabeler:
                 return
             yield image
 
-    def _sandboxed(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
-        kept, tried = itertools.tee(fetched)
-        survived = survive_decoding((image for image in tried if isinstance(image, bytes)), self.config)
-        for image in kept:
-            if isinstance(image, bytes) and not next(survived):
-                yield ImageError(Status.UNDECODABLE, "The image ended the process that decoded it.")
-            else:
-                yield image
+
+def _limited(images: Iterable[bytes | ImageError], budget: TimeBudget) -> Iterator[bytes | ImageError]:
+    """The images, each with a signal underway that ends the process, whatever holds it, where the next is asked for too late."""
+    for image in images:
+        seconds = budget.seconds()
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield image
+        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+        budget.spend(seconds - left)
 
 
 def load_model(run: Run) -> Bundle[OnnxNetwork]:
