@@ -3,7 +3,7 @@
     python -m fer_ray.label.local
 
 reads the work on standard input, which its parent pickled, tells what it has done in lines of JSON, and ends with its parent. When one
-dies, of an image that ends its decoder for example, the parent leaves the rest of its parts to Ray.
+dies, of an image that ends its decoder for example, another takes the rest of its parts, and knows which of them was begun.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import IO, Any, cast
 
 from fer_ray.errors import FerRayError, StorageError
 from fer_ray.label.parts import FetchingLabeler, PartLabeler, count
-from fer_ray.label.plan import Part, Plan
+from fer_ray.label.plan import Part, Plan, unfinished
 from fer_ray.label.result import LabeledImage
 from fer_ray.label.run import Run
 
 FEW_IMAGES = 4000  # Ray's own processes take as much CPU time to start as 5,000 portraits take to label
+MAX_STARTS = 4  # of a part: one that ends so many processes is left to Ray
 MAX_PROCESSES = 8  # where a container has fewer CPUs than its machine, more would only take memory
 
 
@@ -54,17 +55,26 @@ def label_few(run: Run, plan: Plan, parts: Sequence[Part], report_progress: Call
         StorageError: a store cannot be used, or the model changed since the run was planned.
     """
     counts: Counter[str] = Counter()
+    begun: Counter[int] = Counter()  # how often each part was, by its first row
     images, first, last = sum(part.rows for part in parts), 0.0, 0.0
     processes = min(run.config.workers or MAX_PROCESSES, MAX_PROCESSES, len(os.sched_getaffinity(0)), len(parts))
-    told: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     with ExitStack() as started:
         for number in range(processes):
-            started.enter_context(_process((run, plan, list(parts[number::processes])), told))
+            started.enter_context(_process((run, plan, parts[number::processes], begun), told))
         while processes:
-            values, last = told.get(), time.monotonic()
-            if values is None:
-                processes -= 1
+            values = told.get()
+            if "ended_with" in values:
+                rest = unfinished(run, plan, values["ended_with"])
+                if rest and 0 < begun[rest[0].first_row] < MAX_STARTS:  # it had come to this part, in their order
+                    started.enter_context(_process((run, plan, rest, begun), told))
+                else:
+                    processes -= 1
                 continue
+            if "begun" in values:
+                begun[values["begun"]] += 1
+                continue
+            last = time.monotonic()
             if reason := values.get("failed_because"):
                 raise StorageError(reason)
             first = first or last
@@ -74,11 +84,11 @@ def label_few(run: Run, plan: Plan, parts: Sequence[Part], report_progress: Call
 
 
 @contextmanager
-def _process(work: tuple[Run, Plan, list[Part]], told: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[None]:
-    """A process that does the work while the context lasts; what it tells goes into the queue, and None when it ended."""
+def _process(work: tuple[Run, Plan, Sequence[Part], Counter[int]], told: queue.SimpleQueue[dict[str, Any]]) -> Iterator[None]:
+    """A process that does the work while the context lasts; what it tells goes into the queue, and its parts when it ended."""
     command = [sys.executable, "-m", "fer_ray.label.local"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        threading.Thread(target=_listen, args=(cast("IO[bytes]", process.stdout), told), daemon=True).start()
+        threading.Thread(target=_listen, args=(cast("IO[bytes]", process.stdout), work[2], told), daemon=True).start()
         try:
             with suppress(BrokenPipeError):  # it may have died before it has read its work
                 pickle.dump(work, cast("IO[bytes]", process.stdin))
@@ -88,23 +98,24 @@ def _process(work: tuple[Run, Plan, list[Part]], told: queue.SimpleQueue[dict[st
             process.kill()
 
 
-def _listen(stdout: IO[bytes], told: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+def _listen(stdout: IO[bytes], parts: Sequence[Part], told: queue.SimpleQueue[dict[str, Any]]) -> None:
     for line in stdout:
         told.put(json.loads(line))
-    told.put(None)
+    told.put({"ended_with": parts})
 
 
 class _Lines:
     """Tells the parent what this process does."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[str], begun: Counter[int]) -> None:
+        self._stream, self._begun = stream, begun
 
     def ready(self) -> None:
         self._tell({})
 
     def start(self, part: Part) -> int:
-        return 1
+        self._tell({"begun": part.first_row})
+        return self._begun[part.first_row] + 1
 
     def add(self, images: Sequence[LabeledImage], stage_seconds: Mapping[str, float]) -> None:
         self._tell(count(images))
@@ -123,9 +134,10 @@ def _end_with(parent: IO[bytes]) -> None:
 
 
 def _serve() -> None:
-    lines = _Lines(os.fdopen(os.dup(sys.stdout.fileno()), "w"))
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a codec prints is no answer
-    run, plan, parts = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started this one
+    run, plan, parts, begun = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started this one
+    lines = _Lines(answers, begun)
     threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
     try:
         PartLabeler(run, plan, FetchingLabeler(run)).label(parts, lines)

@@ -26,6 +26,8 @@ _PROGRESSIVE = frozenset((0xC2, 0xCA))
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD8)))  # stuffed bytes, TEM, restarts
 _SCAN = 0xDA
 _APP1 = 0xE1
+SCAN = b"\xff\xda"  # begins one
+MAX_SCANS = 100  # encoders write about ten; of the smallest, a file of 2 MB may have 30,000, which take minutes
 _EXIF = b"Exif\0\0"
 MAX_SEGMENTS = 20_000  # before the picture; a profile of 16 MB has 256
 

@@ -196,3 +196,11 @@ def test_decoding_takes_no_more_memory_than_was_counted_before(monkeypatch: pyte
         assert taken <= max(counted) + 8_000_000, (name, taken, counted)
         assert max(counted) <= 25 * image.width * image.height
         del image
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_takes_minutes() -> None:
+    whole = encoded(photograph(640, 480), "JPEG", progressive=True)
+    assert decode(whole, 100, 640).width == 640
+    first, mark, last = whole[:-2].rpartition(b"\xff\xda")
+    with pytest.raises(ImageError, match=r"has 5,\d+ scans, the limit is 100"):
+        decode(first + (mark + last) * 5000 + whole[-2:], 100, 640)
