@@ -69,6 +69,14 @@ class AccessError(StorageError):
         return str(self.args[0])
 
 
+class SlowError(AccessError):
+    """One file or object whose bytes come too slowly to wait for."""
+
+    def __init__(self, uri: str, size: int, seconds: float) -> None:
+        reason = f"only {size:,} bytes came in {seconds:.0f} s"
+        super().__init__(f"{uri} cannot be read ({reason}): check the store and the network.", reason)
+
+
 class TooLargeError(StorageError):
     """More bytes than the caller wants to hold; none were read."""
 

@@ -17,6 +17,7 @@ from obstore.exceptions import BaseError, InvalidPathError, PreconditionError, U
 from obstore.store import AzureStore, GCSStore
 
 from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
+from fer_ray.io.pace import collect
 from fer_ray.io.ranged import open_by_ranges
 from fer_ray.schema import ImageEntry
 
@@ -35,7 +36,7 @@ RETRIES: RetryConfig = {  # of one request: about a minute, as in S3
 
 _CLIENT: ClientConfig = {
     "connect_timeout": timedelta(seconds=10),
-    "read_timeout": timedelta(seconds=60),
+    "read_timeout": timedelta(seconds=30),
     "timeout": timedelta(days=1),
 }
 _ADDRESS = re.compile(r"(gs://|az://)([A-Za-z0-9$][A-Za-z0-9._-]{1,221})(?:/(.*))?", re.DOTALL)
@@ -103,7 +104,7 @@ class CloudStore:
             first, end = answer.range
             if end - first > limit:
                 raise TooLargeError(end - first)
-            return bytes(answer.bytes())
+            return collect(uri, answer.stream(min_chunk_size=1), limit)
 
     def open(self, uri: str, read_ahead: int) -> io.BufferedReader:
         """The object as a file that is read by ranges of at least `read_ahead` bytes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import io
 import os
 import shutil
@@ -51,12 +52,8 @@ class FolderStore:
             AccessError: it cannot be read.
         """
         try:
-            descriptor = os.open(path_of_uri(uri), os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer must not block
-            with os.fdopen(descriptor, "rb") as file:
-                found = os.fstat(descriptor)
-                if not stat.S_ISREG(found.st_mode):
-                    raise AccessError(f"{uri} is no regular file: name another one.", "it is no regular file")
-                size = found.st_size if length is None else length
+            with open(_open_regular(uri), "rb") as file:
+                size = os.fstat(file.fileno()).st_size if length is None else length
                 if size > limit:
                     raise TooLargeError(size)
                 file.seek(start)
@@ -68,7 +65,7 @@ class FolderStore:
 
     def open(self, uri: str, read_ahead: int) -> io.BufferedReader:
         """The file for reading."""
-        return io.BufferedReader(io.FileIO(path_of_uri(uri)), read_ahead)
+        return io.BufferedReader(io.FileIO(_open_regular(uri)), read_ahead)
 
     def write(self, uri: str, content: bytes, replace: bool) -> bool:
         """Store the bytes; gives False and leaves the file alone where it is there already and `replace` is off."""
@@ -174,6 +171,15 @@ def path_of_uri(uri: str) -> str:
     if uri.startswith(RAW_NAME_PREFIX):
         return os.fsdecode(urllib.parse.unquote_to_bytes(uri[len(RAW_NAME_PREFIX) :]))
     return uri
+
+
+def _open_regular(uri: str) -> int:
+    """A descriptor to read the file from; pipes and devices, which may block for ever, are an OSError."""
+    descriptor = os.open(path_of_uri(uri), os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer must not block
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return descriptor
 
 
 def _walk(folder: Path, excluded: Path | None) -> Iterator[ImageEntry]:

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import obstore
 import obstore.store
 from obstore.exceptions import BaseError
+from urllib3.exceptions import IncompleteRead
 
 from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
+from fer_ray.io.pace import chunks_of, collect
 from fer_ray.io.ranged import open_by_ranges
 from fer_ray.io.s3_client import BROKEN_BODY, EXPRESS, SCHEME, Connection, connect, explained
 from fer_ray.io.s3_listing import list_objects
@@ -101,7 +103,11 @@ class S3Store:
             if answer["ContentLength"] > limit:
                 answer["Body"].close()
                 raise TooLargeError(answer["ContentLength"])
-            return bytes(answer["Body"].read())
+            with answer["Body"] as body:
+                content = collect(uri, chunks_of(body), limit)
+            if len(content) < answer["ContentLength"]:
+                raise IncompleteRead(len(content), answer["ContentLength"] - len(content))
+            return content
 
         with explained(uri, "read"):
             content = _with_whole_body(get)
@@ -204,7 +210,7 @@ def _read_fast(store: obstore.store.S3Store, key: str, limit: float, start: int,
         first, end = answer.range
         if end - first > limit:
             raise TooLargeError(end - first)
-        content = bytes(answer.bytes())
+        content = collect(key, answer.stream(min_chunk_size=1), limit)
     except (BaseError, OSError, ValueError):
         return None
     return content if len(content) == end - first else None

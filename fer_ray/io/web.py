@@ -24,6 +24,7 @@ from urllib3.exceptions import HTTPError, IncompleteRead
 from urllib3.util import Timeout
 
 from fer_ray.errors import AccessError, TooLargeError, UsageError
+from fer_ray.io.pace import chunks_of, collect
 from fer_ray.io.ranged import RangedFile
 from fer_ray.schema import ImageEntry
 
@@ -132,9 +133,7 @@ def _body(answer: urllib3.BaseHTTPResponse, uri: str, limit: float, length: int 
         announced = answer.headers.get("Content-Length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise TooLargeError(int(announced))
-        content = answer.read(int(limit) + 1, decode_content=False)
-        if len(content) > limit:
-            raise TooLargeError(len(content))
+        content = collect(uri, chunks_of(answer), limit)
         if announced.isdecimal() and len(content) < int(announced):
             raise IncompleteRead(len(content), int(announced) - len(content))
     except BaseException:  # an interrupt too: an answer that was not read whole must not go back to the pool

@@ -1,0 +1,59 @@
+"""What comes over a network must come at a pace: a few bytes now and then would hold whoever waits for the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+import urllib3
+from urllib3.exceptions import HTTPError, ProtocolError
+
+from fer_ray.errors import SlowError, TooLargeError
+
+SECONDS = 30.0  # that any file may take
+BYTES_PER_SECOND = 64 << 10  # the least pace beyond that: of sixteen at a time, on a line of 8 Mbit/s
+_CHUNK_BYTES = 256 << 10
+
+
+def collect(uri: str, chunks: Iterable[bytes], limit: float) -> bytes:
+    """The chunks as one, as they come from a network.
+
+    Args:
+        uri: Where they come from.
+        chunks: What this raises is passed on, unless it comes too late.
+        limit: How many bytes may be held.
+
+    Raises:
+        SlowError: they come more slowly than SECONDS and BYTES_PER_SECOND allow.
+        TooLargeError: there are more than `limit` bytes.
+    """
+    started, size, received = time.monotonic(), 0, []
+
+    def check() -> None:
+        seconds = time.monotonic() - started
+        if seconds >= SECONDS + size / BYTES_PER_SECOND:
+            raise SlowError(uri, size, seconds)
+
+    try:
+        for chunk in chunks:
+            received.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                break
+            check()
+    except Exception:
+        check()
+        raise
+    if size > limit:
+        raise TooLargeError(size)
+    return b"".join(received)
+
+
+def chunks_of(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    """The body of an answer, as it comes."""
+    try:
+        while chunk := answer.read1(_CHUNK_BYTES, decode_content=False):
+            yield chunk
+    except ProtocolError as error:
+        broken_off = error.args[-1]  # which has a better name
+        raise broken_off if isinstance(broken_off, HTTPError) else error from None

@@ -1,0 +1,74 @@
+"""Bytes that come too slowly to wait for, from any kind of store: a reason in time, and no second helping."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from fer_ray.errors import ImageError
+from fer_ray.io import cloud, pace, web
+from fer_ray.io.storage import Storage
+from fer_ray.schema import ImageEntry
+
+BODY = b"x" * 200_000
+ASKED: Counter[str] = Counter()
+
+
+class Store(BaseHTTPRequestHandler):
+    """Sends a whole body, three bytes of it each tenth of a second, or three and then nothing, as the name says."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        ASKED[self.path] += 1
+        self.send_response(200)
+        for name, value in {"Content-Length": len(BODY), "ETag": '"a"', "Last-Modified": "Fri, 20 Nov 2026 12:30:00 GMT"}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        for start in range(0, 300, 3) if "slow" in self.path else ():
+            try:
+                self.wfile.write(BODY[start : start + 3])
+                self.wfile.flush()
+            except OSError:
+                return
+            time.sleep(0.1)
+        self.wfile.write(b"" if "slow" in self.path else BODY)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Store)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(pace, "SECONDS", 1.0)
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("GOOGLE_BASE_URL", address)
+    ASKED.clear()
+    cloud._connect.cache_clear()
+    web._pool.cache_clear()
+    yield address
+    cloud._connect.cache_clear()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("place", ["s3://bucket", "gs://bucket", "http"])
+@pytest.mark.parametrize("name", ["slow.jpg", "slow/"])
+def test_an_object_that_trickles_is_a_row_in_time(endpoint: str, place: str, name: str) -> None:
+    """In S3, keys that end with a slash are read by boto3, the others by obstore once boto3 has found the bucket."""
+    folder = place if "://" in place else endpoint
+    if folder.startswith("gs") and name.endswith("/"):
+        return
+    storage = Storage(endpoint, public_buckets=("bucket",))
+    assert storage.read_image(ImageEntry(f"{folder}/sound.jpg", len(BODY), None), 1) == BODY
+    started = time.monotonic()
+    with pytest.raises(ImageError, match=r"The file cannot be read \(only \d+ bytes came in \d+ s\)") as told:
+        storage.read_image(ImageEntry(f"{folder}/{name}", len(BODY), None), 1)
+    assert told.value.status == "unreadable"
+    assert time.monotonic() - started < 8
+    assert [count for path, count in ASKED.items() if "slow" in path] == [1]
