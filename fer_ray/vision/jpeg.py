@@ -29,7 +29,8 @@ _APP1 = 0xE1
 SCAN = b"\xff\xda"  # begins one
 MAX_SCANS = 100  # encoders write about ten; of the smallest, a file of 2 MB may have 30,000, which take minutes
 _EXIF = b"Exif\0\0"
-MAX_SEGMENTS = 20_000  # before the picture; a profile of 16 MB has 256
+MAX_SEGMENTS = 2_000  # before the picture; a profile of 16 MB has 256
+MAX_PREVIEWS = 5_000  # JPEGs that are looked at inside another file; RAW pixels can lie in hundreds of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def largest_jpeg(content: bytes) -> tuple[int, JpegHeader] | None:
     """Where the largest JPEG inside another file starts, as RAW files have them for preview."""
     best: tuple[int, JpegHeader] | None = None
     start = -1
-    for _ in range(MAX_SEGMENTS):
+    for _ in range(MAX_PREVIEWS):
         start = content.find(START, start + 1)
         if start < 0:
             break

@@ -11,14 +11,13 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from tiffs import LONG, SHORT, page, tiff
 
 from fer_ray.errors import ImageError
 from fer_ray.schema import Status
 from fer_ray.vision import decode as decoding
 from fer_ray.vision import pillow_formats, pixels
 from fer_ray.vision.decode import decode
-
-BYTE, SHORT, LONG = 1, 3, 4
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -40,53 +39,6 @@ def chunk(name: bytes, data: bytes) -> bytes:
 def png(width: int, height: int, *extras: bytes) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(extras) + chunk(b"IDAT", zlib.compress(bytes(10_000)))
-
-
-def directory(content: bytes, tags: dict[int, tuple[int, tuple[int, ...]]], next_offset: int = 0) -> bytes:
-    """The bytes of a TIFF's directory that lies behind `content`; its values follow it."""
-    values, entries = b"", b""
-    behind = len(content) + 2 + 12 * len(tags) + 4
-    for tag, (kind, numbers) in sorted(tags.items()):
-        packed = struct.pack(f"<{len(numbers)}{ {BYTE: 'B', SHORT: 'H', LONG: 'I'}[kind] }", *numbers)
-        where = packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack("<I", behind + len(values))
-        values += packed if len(packed) > 4 else b""
-        entries += struct.pack("<HHI", tag, kind, len(numbers)) + where
-    return struct.pack("<H", len(tags)) + entries + struct.pack("<I", next_offset) + values
-
-
-def page(width: int, height: int, photometric: int = 2, compression: int = 1, **more: Any) -> dict[int, tuple[int, tuple[int, ...]]]:
-    samples = 3 if photometric == 2 else 1
-    tags: dict[int, tuple[int, tuple[int, ...]]] = {
-        256: (LONG, (width,)),
-        257: (LONG, (height,)),
-        258: (SHORT, (8,) * samples),
-        259: (SHORT, (compression,)),
-        262: (SHORT, (photometric,)),
-        273: (LONG, (8,)),
-        277: (SHORT, (samples,)),
-        278: (LONG, (height,)),
-        279: (LONG, (width * height * samples,)),
-    }
-    return tags | {int(name[1:]): value for name, value in more.items()}
-
-
-def tiff(*pages: dict[int, tuple[int, tuple[int, ...]]], data: bytes = b"", inside: bool = False) -> bytes:
-    """A TIFF of several pages, one behind the other, or all but the first inside the first as RAW files have them."""
-    content = b"II*\0" + bytes(4) + data
-    offset, others = 0, []
-    for tags in reversed(pages[1:]):
-        behind = directory(content, tags, 0 if inside else offset)
-        offset = len(content)
-        others.append(offset)
-        content += behind
-    first = pages[0] | ({330: (LONG, tuple(reversed(others)))} if inside and others else {})
-    start = len(content)
-    content += directory(content, first, 0 if inside else offset)
-    return content[:4] + struct.pack("<I", start) + content[8:]
-
-
-def with_data(content: bytes, width: int, height: int) -> bytes:
-    return content + bytes([200]) * (width * height * 3)
 
 
 REFUSED = {
@@ -128,9 +80,9 @@ def wide_webp(side: int) -> bytes:
 
 TOO_LARGE = {
     "PNG behind text": png(16_000, 16_000, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2_000_000)))),
-    "TIFF in one strip that is turned": tiff(page(9950, 9950, compression=8, _274=(SHORT, (6,)))),
+    "TIFF in one strip that is turned": tiff(page(9950, 9950, {274: (SHORT, (6,))}, compression=8)),
     "TIFF with a tile larger than itself": tiff(
-        page(64, 64, compression=8, _322=(LONG, (40_000,)), _323=(LONG, (40_000,)), _324=(LONG, (8,)))
+        page(64, 64, {322: (LONG, (40_000,)), 323: (LONG, (40_000,)), 324: (LONG, (8,))}, compression=8)
     ),
     "JPEG whose scans are kept": jpeg_header(12_000, 12_000, 0xC2),
     "JPEG in scans of one colour": jpeg_header(12_000, 12_000, 0xC0),
