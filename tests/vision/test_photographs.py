@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from tiffs import SHORT, page, tiff
+from tiffs import SHORT, Tags, page, tiff
 
 from fer_ray.errors import ImageError
 from fer_ray.schema import Status
@@ -38,7 +38,8 @@ def test_the_largest_page_is_judged_and_not_the_thumbnail_before_it() -> None:
 
 
 def test_the_picture_inside_a_raw_file_lies_as_the_file_says() -> None:
-    thumbnail = page(60, 40, {274: (SHORT, (6,))})
+    turned: Tags = {274: (SHORT, (6,))}
+    thumbnail = page(60, 40, turned)
     image = decode(tiff(thumbnail, page(600, 400), data=bytes(600 * 400 * 3), inside=True), 100, 720)
     assert (image.width, image.height) == (400, 600)
 
@@ -46,7 +47,7 @@ def test_the_picture_inside_a_raw_file_lies_as_the_file_says() -> None:
 @pytest.mark.parametrize("container", ["DNG", "RAF", "RW2", "CR3"])
 def test_a_raw_file_is_judged_by_its_largest_preview(container: str) -> None:
     small, large = (encoded(Image.fromarray(ramp(*size)), "JPEG") for size in ((160, 120), (1600, 1200)))
-    turned = {274: (SHORT, (6,))}
+    turned: Tags = {274: (SHORT, (6,))}
     dng = tiff(page(60, 40, turned), page(3000, 2000, photometric=SENSOR), data=bytes(60 * 40 * 3) + small + large, inside=True)
     content = {
         "DNG": dng,
