@@ -19,7 +19,7 @@ from fer_ray.schema import Status
 from fer_ray.typing import UInt8Array
 from fer_ray.vision import tiff
 from fer_ray.vision.formats import Format, format_of
-from fer_ray.vision.jpeg import MAX_SCANS, SCAN, JpegHeader, decode_jpeg, largest_jpeg, read_header, turn_upright
+from fer_ray.vision.jpeg import MAX_SCANS, JpegHeader, count_scans, decode_jpeg, largest_jpeg, read_header, turn_upright
 from fer_ray.vision.pillow_formats import decode_with_pillow, load, orientation_of_image
 from fer_ray.vision.pixels import RESULT_BYTES, check_bytes, check_pixels, stored_bytes, to_bgr
 
@@ -102,7 +102,7 @@ def _decode_jpeg(content: bytes, header: JpegHeader, max_megapixels: float, enou
     check_pixels(size, max_megapixels)
     reduction = max((n for n in _REDUCTIONS if max(size) / n >= enough_pixels), default=1)
     check_bytes(header.working_bytes(reduction), size)
-    if header.kept_samples and (scans := content.count(SCAN, start)) > MAX_SCANS:
+    if header.kept_samples and (scans := count_scans(content, header)) > MAX_SCANS:
         raise ImageError(Status.UNDECODABLE, f"The JPEG has {scans:,} scans, the limit is {MAX_SCANS}.")
     pixels = _attempt(lambda: decode_jpeg(content, header, reduction, start))
     return DecodedImage(pixels, *(size[::-1] if header.orientation >= 5 else size))

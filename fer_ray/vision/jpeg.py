@@ -26,7 +26,7 @@ _PROGRESSIVE = frozenset((0xC2, 0xCA))
 _WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD8)))  # stuffed bytes, TEM, restarts
 _SCAN = 0xDA
 _APP1 = 0xE1
-SCAN = b"\xff\xda"  # begins one
+_END = b"\xff\xd9"
 MAX_SCANS = 100  # encoders write about ten; of the smallest, a file of 2 MB may have 30,000, which take minutes
 _EXIF = b"Exif\0\0"
 MAX_SEGMENTS = 2_000  # before the picture; a profile of 16 MB has 256
@@ -42,12 +42,14 @@ class JpegHeader:
         height: the same.
         orientation: EXIF's, 1 to 8; 0 where there is none.
         kept_samples: coefficients that the decoder must keep until the last scan: none where there is only one.
+        scans_at: where the first scan begins.
     """
 
     width: int
     height: int
     orientation: int
     kept_samples: int
+    scans_at: int
 
     def working_bytes(self, reduction: int) -> int:
         """The memory that decoding takes: two bytes for each kept coefficient, the pixels, and a copy of them that is turned."""
@@ -71,7 +73,7 @@ def read_header(content: bytes, start: int = 0) -> JpegHeader:
             continue
         length = content[at] << 8 | content[at + 1]
         if marker == _SCAN:
-            return _header(frame, orientation, progressive, scan_components=content[at + 2])
+            return _header(frame, orientation, progressive, content[at + 2], scans_at=at - 2)
         if marker in _FRAMES and not frame:
             frame, progressive = content[at + 2 : at + length], marker in _PROGRESSIVE
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -82,7 +84,7 @@ def read_header(content: bytes, start: int = 0) -> JpegHeader:
     raise ValueError("the JPEG has too many segments")
 
 
-def _header(frame: bytes, orientation: int, progressive: bool, scan_components: int) -> JpegHeader:
+def _header(frame: bytes, orientation: int, progressive: bool, scan_components: int, scans_at: int) -> JpegHeader:
     if len(frame) < 6 or frame[0] != 8:
         raise ValueError("the JPEG has no picture of eight bits")
     height, width, components = frame[1] << 8 | frame[2], frame[3] << 8 | frame[4], frame[5]
@@ -93,7 +95,13 @@ def _header(frame: bytes, orientation: int, progressive: bool, scan_components: 
         factors = [(byte >> 4, byte & 15) for byte in frame[7::3]]
         widest, highest = max(f[0] for f in factors) or 1, max(f[1] for f in factors) or 1
         kept = sum(width * height * across * down // (widest * highest) for across, down in factors)
-    return JpegHeader(width, height, orientation, kept)
+    return JpegHeader(width, height, orientation, kept, scans_at)
+
+
+def count_scans(content: bytes, header: JpegHeader) -> int:
+    """How many scans there are up to the end of the picture: films and RAW pixels may lie behind it, with any bytes."""
+    end = content.find(_END, header.scans_at)
+    return content.count(bytes((0xFF, _SCAN)), header.scans_at, end if end >= 0 else len(content))
 
 
 def decode_jpeg(content: bytes, header: JpegHeader, reduction: int, start: int = 0) -> UInt8Array:

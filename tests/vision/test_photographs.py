@@ -102,3 +102,8 @@ def test_a_jpeg_whose_size_is_said_twice_is_refused() -> None:
         with pytest.raises(ImageError) as caught:
             decode(damaged, 100, 720)
         assert caught.value.status == Status.UNDECODABLE
+
+
+def test_a_progressive_photograph_with_a_film_behind_it_is_read() -> None:
+    content = encoded(Image.fromarray(ramp(640, 480)), "JPEG", progressive=True)
+    assert decode(content + b"film\xff\xda" * 1000, 100, 720).width == 640
