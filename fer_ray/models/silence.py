@@ -12,15 +12,24 @@ from contextlib import contextmanager
 
 STANDARD_OUTPUT = 1
 STANDARD_ERROR = 2
+# Keras loads these where they are installed, for wrappers and pictures that nothing here uses; without them it is there a third sooner.
+UNUSED_BY_KERAS = ("sklearn", "matplotlib")
 
 
 def load_keras() -> None:
-    """Load Keras and its backend without the lines that TensorFlow prints before it reads its own settings."""
+    """Load Keras and its backend, without what it needs for other things, nor the lines that TensorFlow prints before it reads settings."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # the driver of a search, too, leaves the GPU's memory to its trainings
-    if "keras" not in sys.modules:
+    if "keras" in sys.modules:
+        return
+    hidden = [name for name in UNUSED_BY_KERAS if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is how Python is told that a module is not there
+    try:
         with silence(STANDARD_ERROR):
             importlib.import_module("keras")
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextmanager

@@ -20,12 +20,11 @@ from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import S3, Storage, absolute
 from fer_ray.models import bundle
 from fer_ray.models.architectures import IMAGENET, NO_WEIGHTS, build
-from fer_ray.models.conversion import add_onnx
 from fer_ray.reporting.progress import LogProgress, Progress
 from fer_ray.text import sanitize
-from fer_ray.train.recorder import BEST_FOLDER, PROGRESS_FILE, TENSORBOARD_FOLDER, has_checkpoints
+from fer_ray.train.recorder import PROGRESS_FILE, TENSORBOARD_FOLDER, has_checkpoints
 from fer_ray.train.trainer import run_training
-from fer_ray.train.worker import TrainingRun, load_training_data
+from fer_ray.train.worker import FINISHED_FOLDER, TrainingRun, load_training_data
 
 LOGGER = logging.getLogger(__name__)
 REQUEST_FILE = "request.json"  # in the storage of a training: the configuration that it was begun with
@@ -66,8 +65,8 @@ def train_bundle(config: TrainConfig, progress: Progress | None = None) -> dict[
     check_dataset(config)
     _begin(config, work)
     with _progress_shown(work / PROGRESS_FILE, config.recipe.optimization.epochs, progress or LogProgress()):
-        checkpoint = run_training(TrainingRun(config, str(work)))
-    _publish(checkpoint / BEST_FOLDER, work, output)
+        run_training(TrainingRun(config, str(work), finish=True))
+    _publish(work, output)
     saved = bundle.read_metadata(str(output))
     figures = {name: round(value, DIGITS) for name, value in saved["metrics"]["validation"].items()}
     return {"model_version": saved["model_version"], **figures, "samples": int(figures["samples"]), "output": config.output}
@@ -184,16 +183,13 @@ def _progress_shown(file: Path, epochs: int, progress: Progress) -> Iterator[Non
         progress.close()
 
 
-def _publish(best: Path, work: Path, output: Path) -> None:
+def _publish(work: Path, output: Path) -> None:
     """Put the bundle at the output in one step, with the log for TensorBoard, and remove the rest."""
-    finished = work / "finished"
-    shutil.rmtree(finished, ignore_errors=True)
+    finished = work / FINISHED_FOLDER
     try:
-        shutil.copytree(best, finished)
-        add_onnx(str(finished))
         if (work / TENSORBOARD_FOLDER).is_dir():
             shutil.copytree(work / TENSORBOARD_FOLDER, finished / TENSORBOARD_FOLDER)
         finished.rename(output)
     except OSError as error:
-        raise TrainingError(f"The bundle cannot be written to {output} ({error.strerror}): it is in {best}.") from error
+        raise TrainingError(f"The bundle cannot be written to {output} ({error.strerror}): it is in {finished}.") from error
     shutil.rmtree(work)

@@ -24,12 +24,13 @@ REPORT_SECONDS = "0.5"  # Ray takes one report each time: with its 2 seconds no 
 NO_NOTICE = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
-def run_training(run: TrainingRun, callbacks: Sequence[Any] = ()) -> Path:
+def run_training(run: TrainingRun, callbacks: Sequence[Any] = (), is_trial: bool = False) -> Path:
     """Run a training, or a part of it, from the last checkpoint in its storage.
 
     Args:
         run: What is trained and where its checkpoints go.
         callbacks: Callbacks of Ray Train, which hear of every epoch.
+        is_trial: Whether a search may stop it while Ray runs on: a process of Ray Train then frees its CPUs.
 
     Returns:
         The folder of the last checkpoint.
@@ -40,7 +41,7 @@ def run_training(run: TrainingRun, callbacks: Sequence[Any] = ()) -> Path:
     """
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    trainer = _make_trainer(run, callbacks)
+    trainer = _make_trainer(run, callbacks, is_trial)
     kept = f"{KEPT} {run.storage}"
     failure = Path(run.storage) / FAILURE_FILE
     failure.unlink(missing_ok=True)  # that of an earlier try
@@ -62,14 +63,18 @@ def _raise_recorded(failure: Path, kept: str) -> None:
         raise TrainingError(f"{failure.read_text(encoding='utf-8').rstrip('.')} ({kept}).")
 
 
-def _make_trainer(run: TrainingRun, callbacks: Sequence[Any]) -> DataParallelTrainer:
+def _make_trainer(run: TrainingRun, callbacks: Sequence[Any], is_trial: bool) -> DataParallelTrainer:
     import ray.train
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+    # Each starts a process. There is no data set of Ray Data here, and the CPUs of a training that dies are free once its job has ended.
+    unneeded = (DatasetsCallback,) if is_trial else (DatasetsCallback, PlacementGroupCleanerCallback)
+
     class Trainer(DataParallelTrainer):  # type: ignore[misc]  # Ray has no types
-        def _create_default_callbacks(self) -> list[Any]:  # each starts a process; there is no data set of Ray Data here
-            return [one for one in super()._create_default_callbacks() if not isinstance(one, DatasetsCallback)]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [one for one in super()._create_default_callbacks() if not isinstance(one, unneeded)]
 
     connect()
     os.environ.setdefault(REPORT_INTERVAL, REPORT_SECONDS)

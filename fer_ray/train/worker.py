@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from fer_ray.errors import FerRayError, UsageError
 from fer_ray.io.storage import Storage
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import LOGITS, NO_WEIGHTS, share_gpus
+from fer_ray.models.conversion import add_onnx
 from fer_ray.models.flops import multiply_adds
+from fer_ray.models.silence import load_keras
 from fer_ray.train.collective import CollectiveWorkers
 from fer_ray.train.loop import SingleWorker, Workers, make_network, train_epochs
 from fer_ray.train.recorder import Recorder
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[dict[str, Any], Path | None], None]  # told of an epoch: its row of the history, and its checkpoint from the first worker
 COST = "multiply_adds"  # in the report of an epoch: what an image costs the network
+FINISHED_FOLDER = "finished"  # in the storage of a training: the bundle, complete
 FAILURE_FILE = "failure.txt"  # in the storage of a training: why it cannot continue, in a sentence
 
 
@@ -38,6 +42,7 @@ class TrainingRun:
         start: The checkpoint to resume from where the storage has none yet.
         until: The last epoch of this part; by default that of the training.
         gpus_per_worker: GPUs of each worker where the training uses GPUs; a fraction shares one.
+        finish: Whether the first worker, which has TensorFlow loaded, leaves a complete bundle in the end.
     """
 
     config: TrainConfig
@@ -45,6 +50,7 @@ class TrainingRun:
     start: str = ""
     until: int | None = None
     gpus_per_worker: float = 1.0
+    finish: bool = False
 
 
 def train_loop_per_worker(arguments: dict[str, Any]) -> None:
@@ -75,6 +81,7 @@ def _report_to_ray_train(row: dict[str, Any], checkpoint: Path | None) -> None:
 
 def join_workers(rank: int, count: int, threads: int) -> Workers:
     """Make this process a worker that computes with so many threads; must come before TensorFlow computes anything."""
+    load_keras()
     import keras
 
     if keras.backend.backend() == "tensorflow":
@@ -102,6 +109,15 @@ def train_as(workers: Workers, run: TrainingRun, data: Dataset, start: str, repo
         state = recorder.restore(Path(start)) if start else None
         for epoch in train_epochs(data, run.config.recipe, network, state, workers, run.until):
             report(epoch.row() | cost, recorder.record(epoch))
+        if run.finish and workers.rank == 0:
+            _finish(recorder.best, Path(run.storage) / FINISHED_FOLDER)
+
+
+def _finish(best: Path, finished: Path) -> None:
+    """Complete the bundle of the best epoch with its ONNX network."""
+    shutil.rmtree(finished, ignore_errors=True)  # that of an earlier try
+    shutil.copytree(best, finished)
+    add_onnx(str(finished))
 
 
 def initial_network(config: TrainConfig, data: Dataset) -> tuple[keras.Model, dict[str, Any]]:

@@ -76,7 +76,8 @@ def _run_epochs(config: TuneConfig, training: TrainConfig, folder: Path) -> None
         cost = multiply_adds(build(training.recipe.model, CLASSES, NO_WEIGHTS)) if config.low_cost else 0
         ray.tune.report({**dataclasses.asdict(finished[-1]), COST: cost})
         return
-    run_training(TrainingRun(training, str(folder), gpus_per_worker=config.gpus_per_worker), [TuneReportCallback()])
+    run = TrainingRun(training, str(folder), gpus_per_worker=config.gpus_per_worker)
+    run_training(run, [TuneReportCallback()], is_trial=True)
 
 
 def _run_generations(config: TuneConfig, training: TrainConfig, folder: Path) -> None:
@@ -91,7 +92,7 @@ def _run_generations(config: TuneConfig, training: TrainConfig, folder: Path) ->
         first, epoch = epoch, min(epoch + config.pbt_interval, config.epochs)
         origin = hashlib.sha256(f"{training.recipe}{start}".encode()).hexdigest()[:8]
         storage = str(folder / f"epoch_{first:04d}_{origin}")
-        start = str(run_training(TrainingRun(training, storage, start, epoch, config.gpus_per_worker)))
+        start = str(run_training(TrainingRun(training, storage, start, epoch, config.gpus_per_worker), is_trial=True))
         # There is nothing to compare after the last epoch: a trial that took over another's weights then would never use them.
         comparable = epoch if epoch < config.epochs else first
         row = dataclasses.asdict(read_epochs(Path(start) / BEST_FOLDER)[-1])
