@@ -1,6 +1,9 @@
 """Bundles made of bundles: averaged, calibrated together, and taken by the labeler like any other."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,12 +18,19 @@ from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.ensemble import combine
 from fer_ray.train.loop import make_network, train_epochs
 
+if TYPE_CHECKING:
+    import keras
 
-def train_quickly(faces: Path, folder: Path, seed: int, classes: tuple[str, ...] = ("happy", "sad")) -> str:
-    recipe = Recipe(TINY, optimization=OptimizationConfig(epochs=3, batch_size=16, learning_rate=4e-3, weight_average=0.9, seed=seed))
+
+def train_quickly(faces: Path, folder: Path, seed: int) -> str:
+    recipe = Recipe(TINY, optimization=OptimizationConfig(epochs=2, batch_size=16, learning_rate=4e-3, weight_average=0.9, seed=seed))
     network = make_network(recipe, 2)
     *_, last = train_epochs(dataset_of(faces), recipe, network)
     network.set_weights(last.weights)
+    return save(network, folder, ("happy", "sad"))
+
+
+def save(network: keras.Model, folder: Path, classes: tuple[str, ...]) -> str:
     folder.mkdir()
     member = bundle.Member(keras_bundle.KerasNetwork(network), TINY)
     keras_bundle.save(str(folder), [member], keras_bundle.Description(classes, 1.0, {}, {}))
@@ -45,7 +55,7 @@ def test_an_ensemble_is_calibrated_saved_and_labels_photographs(drawn_faces: Pat
     combine(EnsembleConfig(models[:1] * 2, str(tmp_path / "soup"), average="weights", data=data))
     (soup,), (first,) = keras_bundle.load(str(tmp_path / "soup")).members, keras_bundle.load(models[0]).members
     assert all(np.allclose(a, b) for a, b in zip(soup.network.model.get_weights(), first.network.model.get_weights(), strict=True))
-    other = train_quickly(drawn_faces, tmp_path / "other", 3, ("angry", "happy"))
+    other = save(make_network(Recipe(TINY), 2), tmp_path / "other", ("angry", "happy"))
     with pytest.raises(UsageError, match="only like bundles"):
         combine(EnsembleConfig((models[0], other), str(tmp_path / "mixed"), data=data))
     assert not (tmp_path / "mixed").exists()

@@ -50,13 +50,15 @@ class Head:
                 "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "120",
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_metrics_report_interval_ms": "1000",
+                "RAY_prestart_worker_first_driver": "0",  # the processes of a submitted job are its own
             }
         )
         export, token = section(ROOT / "docs" / "operate.md", "A head by hand")[0].lines[:2]  # as an operator is told
         name, _, value = export.removeprefix("export ").partition("=")
         self.environment[name] = value
         subprocess.run(["bash", "-ec", token], cwd=self.folder, env=self.environment, capture_output=True, timeout=120, check=True)
-        flags = ["--head", "--num-cpus=0", f"--temp-dir={self.folder}", f"--dashboard-port={self.dashboard}", f"--port={self.port}"]
+        flags = ["--head", "--num-cpus=0", "--no-monitor", f"--temp-dir={self.folder}"]
+        flags += [f"--dashboard-port={self.dashboard}", f"--port={self.port}"]
         self._start([*flags, f"--ray-client-server-port={free_port()}"], "head")
         self.environment["RAY_ADDRESS"] = f"http://127.0.0.1:{self.dashboard}"
 
@@ -74,7 +76,8 @@ class Head:
     def _start(self, flags: list[str], node: str) -> None:
         """Start a node; Ray gives up when its parts take longer than 30 s, as they do on a machine with much else to do."""
         command = [RAY, "start", "--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"]
-        command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_port()}", *flags]
+        command += ["--object-store-memory=100000000", "--include-log-monitor=false"]
+        command += [f"--dashboard-agent-listen-port={free_port()}", *flags]
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"} | {NODE_MARK: node}
         for _ in range(3):
             started = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=400, check=False)
@@ -91,13 +94,17 @@ class Head:
         return self.ray("job", "submit", *flags, "--", "python", f"jobs/{job}.py", *map(str, arguments))
 
     def logs(self, name: str) -> list[str]:
-        """What the job itself printed, with what `ray job logs` says about itself left out."""
-        printed = self.ray("job", "logs", name).stdout.splitlines()
-        return [line for line in printed if line and "Job submission server address" not in line]
+        """What the job itself printed."""
+        content: dict[str, str] = json.loads(self.get(f"{self._jobs}/{name}/logs"))
+        return [line for line in content["logs"].splitlines() if line]
 
     def info(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self.get(f"http://127.0.0.1:{self.dashboard}/api/jobs/{name}"))
+        content: dict[str, Any] = json.loads(self.get(f"{self._jobs}/{name}"))
         return content
+
+    @property
+    def _jobs(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard}/api/jobs"
 
     def get(self, url: str) -> str:
         headers = {"Authorization": f"Bearer {(self.folder / '.ray' / 'auth_token').read_text()}"}

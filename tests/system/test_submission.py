@@ -19,6 +19,8 @@ from stores import free_port
 from fer_ray import Labeler
 from fer_ray.cli.flags import parse
 from fer_ray.config.train import TrainConfig
+from fer_ray.io.storage import Storage
+from fer_ray.tune.results import read_trials
 
 IMAGES = 300
 EPOCHS = 6
@@ -71,7 +73,7 @@ def test_a_submitted_job_labels_the_photographs_and_says_so(head: Head, photogra
     assert rows(tmp_path / "out", "SELECT count(DISTINCT image_uri) FROM {images}") == [(len(photographs),)]
     faces = rows(tmp_path / "out", "SELECT DISTINCT parse_filename(image_uri) FROM {faces} ORDER BY 1")
     assert {"astronaut.png", "grace_hopper.jpg"} <= {name for (name,) in faces}
-    assert "warning: The model could not be put on a GPU" in "\n".join(head.logs("small"))
+    assert "warning: The model could not be put on a GPU" in head.ray("job", "logs", "small").stdout
     assert rows(tmp_path / "out", "SELECT git_commit FROM {runs}") == [(None,)], "the code came from the upload, not from the checkout"
 
 
@@ -145,7 +147,7 @@ def test_a_search_whose_node_and_then_driver_die_goes_on_and_has_every_trial_onc
     output = tmp_path / "search"
     (tmp_path / "space.yaml").write_text(SPACE)
     line = ["--dataset", drawn_faces, "--keep-duplicates", "--output", output, "--space", tmp_path / "space.yaml"]
-    line += ["--trials", 2, "--max-concurrent", 1, "--epochs", EPOCHS, "--ensemble", 2]
+    line += ["--trials", 1, "--seeds", 2, "--max-concurrent", 1, "--epochs", EPOCHS]
 
     def epochs() -> int:
         return sum(len(file.read_text().splitlines()) for file in output.glob("trials/*/progress.jsonl"))
@@ -161,16 +163,17 @@ def test_a_search_whose_node_and_then_driver_die_goes_on_and_has_every_trial_onc
     assert resumed.returncode == 0, resumed.stdout
     summary = json.loads(head.logs("resumed")[-1])
     assert (summary["trials"], summary["completed"], summary["failed"]) == (2, 2, 0)
-    trials: dict[str, list[int]] = {}
-    for row in pq.read_table(output / "trials.parquet").to_pylist():
-        trials.setdefault(row["trial_id"], []).append(row["epoch"])
-    assert len(trials) == 2
-    assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in trials.values())
-    assert max(map(len, trials.values())) == EPOCHS
+    trials = read_trials(Storage(), str(output))
+    assert sorted(trial.seed for trial in trials) == [7, 8]
+    assert len({trial.configuration for trial in trials}) == 1
+    numbers = [[epoch.epoch for epoch in trial.epochs] for trial in trials]
+    assert all(row == list(range(1, len(row) + 1)) for row in numbers)
+    assert max(map(len, numbers)) == EPOCHS
+    bests = [epoch.accuracy for trial in trials if (epoch := trial.best("accuracy")) and epoch.accuracy is not None]
+    assert summary["best_value"] == pytest.approx(sum(bests) / 2, abs=1e-4), "a configuration stands with the mean of its seeds"
 
     best = parse(TrainConfig, ["--config", str(output / "best.yaml"), "--dataset", "d", "--output", "o"], "")
     assert best.recipe.model.stem == yaml.safe_load((output / "best.yaml").read_text())["stem"]
     assert "Settings and objective" in (output / "index.html").read_text()
-    for model in ("best_model", "ensemble"):
-        (image,) = Labeler(str(output / model)).label([photographs["astronaut"]])
-        assert set(image.faces[0].probabilities) == {"happy", "sad"}
+    (image,) = Labeler(str(output / "best_model")).label([photographs["astronaut"]])
+    assert set(image.faces[0].probabilities) == {"happy", "sad"}

@@ -14,7 +14,7 @@ from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.tune import TuneConfig
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import Storage
-from fer_ray.models.bundle import HISTORY_FILE
+from fer_ray.models import bundle
 from fer_ray.tune import progress
 from fer_ray.tune.job import tune
 from fer_ray.tune.progress import SearchProgress
@@ -65,7 +65,7 @@ def draw_faces_with_votes(root: Path) -> None:
     (root / "votes.csv").write_text("\n".join(lines))
 
 
-def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_try_just_runs_and_leaves_all_that_was_asked_for(
+def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_of_two_workers_each_leaves_all_that_was_asked_for(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     draw_faces_with_votes(tmp_path)
@@ -79,7 +79,8 @@ def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_
         search(tmp_path, Path("faces"), hopeless, data=data, trials=20, epochs=1, max_concurrent=1)
     assert len(list((tmp_path / "search" / "trials").glob("*/failure.txt"))) == 1
 
-    asked: dict[str, Any] = {"data": data, "trials": 2, "epochs": 2, "scheduler": "none", "low_cost": True, "train_best": 1}
+    asked: dict[str, Any] = {"data": data, "trials": 2, "epochs": 2, "scheduler": "none", "low_cost": True, "ensemble": 2, "train_best": 1}
+    asked |= {"workers_per_trial": 2, "cpus_per_worker": 0.5}  # two trials of two workers share the two CPUs
     shown = Shown()
     summary = search(tmp_path, Path("faces"), progress=shown, **asked)
     assert (summary["trials"], summary["completed"]) == (2, 2)
@@ -88,6 +89,7 @@ def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_
     front = sorted((tmp_path / "search" / "front").iterdir())
     assert front[-1].read_text().splitlines()[2:] == (tmp_path / "search" / "best.yaml").read_text().splitlines()[1:]
     assert (tmp_path / "search" / "trained_model" / "model.keras").is_file()
+    assert len(bundle.load(str(tmp_path / "search" / "ensemble")).members) == 2
     *_, (done, total, live) = (update for update in shown.updates if "trials" in update[2])
     assert (done, total) == (4, 4)
     best = f"accuracy {summary['best_value']:.4f} by {summary['best_trial']} at epoch"
@@ -97,9 +99,21 @@ def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_
     with pytest.raises(UsageError, match="exists already: resume the search with --resume"):
         search(tmp_path, Path("faces"), **asked)
 
+    name_what_is_damaged(tmp_path / "search", trials[0].trial_id)
     (tmp_path / "search" / "tune" / "tuner.pkl").write_bytes(OF_0_1)
     with pytest.raises(UsageError, match="begun by another version of fer_ray: finish it with that version, or name a new folder"):
         search(tmp_path, Path("faces"), **asked, resume=True)
+
+
+def name_what_is_damaged(output: Path, trial_id: str) -> None:
+    folder = output / "trials" / trial_id
+    history = max(folder.glob(f"**/{bundle.HISTORY_FILE}"), key=lambda file: file.stat().st_mtime_ns)
+    for damaged, removed in ((history, history.parents[1]), (folder / "settings.json", folder)):
+        damaged.write_text("{")
+        with pytest.raises(TrainingError, match=rf"The file {damaged} cannot be read \(.*\): remove {removed} to do without it"):
+            collect(output, run_trial, 1)
+        shutil.rmtree(removed)
+        assert [len(trial.epochs) for trial in collect(output, run_trial, 2)][-1:] == [2]
 
 
 def test_a_search_shows_the_best_epoch_of_all_trials_not_the_last_and_counts_a_stopped_trial_as_done(tmp_path: Path) -> None:
@@ -145,27 +159,6 @@ def test_a_population_continues_from_its_best(ray_cluster: None, drawn_faces: Pa
     trials = read_trials(Storage(), str(tmp_path / "search"))
     assert [len(trial.epochs) for trial in trials] == [2, 2]
     assert len({trial.epochs[0] for trial in trials}) == 1, "one of the two has taken over the first epoch of the other"
-
-
-def test_two_trials_of_two_workers_share_two_cpus_and_a_configuration_stands_with_the_mean_of_its_seeds(
-    ray_cluster: None, drawn_faces: Path, tmp_path: Path
-) -> None:
-    shares: dict[str, Any] = {"workers_per_trial": 2, "cpus_per_worker": 0.5, "scheduler": "none"}
-    data = DatasetConfig(str(drawn_faces), keep_duplicates=True, limit=48)
-    summary = search(tmp_path, drawn_faces, data=data, searcher="random", trials=1, seeds=2, epochs=1, **shares)
-    trials = read_trials(Storage(), str(tmp_path / "search"))
-    assert sorted(trial.seed for trial in trials) == [7, 8]
-    assert len({trial.configuration for trial in trials}) == 1
-    assert summary["best_value"] == pytest.approx(sum(trial.epochs[0].accuracy or 0 for trial in trials) / 2, abs=1e-4)
-
-    folder = tmp_path / "search" / "trials" / trials[0].trial_id
-    (history,) = folder.glob(f"**/{HISTORY_FILE}")
-    for damaged, removed in ((history, history.parents[1]), (folder / "settings.json", folder)):
-        damaged.write_text("{")
-        with pytest.raises(TrainingError, match=rf"The file {damaged} cannot be read \(.*\): remove {removed} to do without it"):
-            collect(tmp_path / "search", run_trial, 1)
-        shutil.rmtree(removed)
-        assert [len(trial.epochs) for trial in collect(tmp_path / "search", run_trial, 1)][-1:] == [1]
 
 
 @pytest.mark.parametrize(
