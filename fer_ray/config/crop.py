@@ -27,7 +27,7 @@ class CropGeometry:
     def __post_init__(self) -> None:
         values = dataclasses.astuple(self)
         plain = all(isinstance(value, (int, float)) for value in values)
-        near = plain and 0.2 <= self.scale <= 5 and max(abs(value) for value in values[1:]) <= 1
+        near = plain and 0.2 <= self.scale <= 5 and all(-1 <= value <= 1 for value in values[1:])  # so that NaN is refused
         check(near, "The crop must be 0.2 to 5 times the box, and moved and turned by at most 1.")
 
     @classmethod

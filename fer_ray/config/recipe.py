@@ -10,8 +10,9 @@ from fer_ray.errors import UsageError
 
 MAX_BLOCKS = 64  # blocks of a network, over all stages
 MAX_WIDTH = 4096  # filters or units of a layer
-MAX_WEIGHTS = 400_000_000  # 1.6 GB as float32: what a machine that labels can hold
+MAX_WEIGHTS = 150_000_000  # 600 MB as float32: a whole VGG-16 has 138 million
 MAX_SIDE = 512  # pixels of the input
+MAX_DENSE = 16  # fully connected layers
 MAX_KERNEL = 11  # pixels, as in AlexNet's first layer
 GRAY = "gray"
 RGB = "rgb"
@@ -89,6 +90,7 @@ class ModelConfig:
         check(stages and fixed, f"The architecture {self.architecture} needs one depth for each of its widths, or has neither.")
         check(self.architecture != "residual" or self.stem > 0, "The architecture residual needs a stem.")
         self._check_kernels()
+        check(len(self.dense) <= MAX_DENSE, f"The model may have {MAX_DENSE} fully connected layers at most.")
         check(sum(self.depths) <= MAX_BLOCKS and len(self.widths) <= 8, f"The model may have {MAX_BLOCKS} blocks in 8 stages at most.")
         check(self.image_size >> len(self.widths) > 0, "The model has more stages than its image_size can be halved.")
         stage_sizes = zip(self.widths, self.depths or (1,) * 8, self.kernels or (5,) * 8, strict=False)

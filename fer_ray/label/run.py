@@ -85,9 +85,8 @@ def identify(config: LabelConfig) -> Run:
         inputs = check_inputs(storage, config.input) if config.input else (demo_photos.INPUT,)
         model = absolute(bundle.resolve(config.model), "model")
         with bundle.local_copy(storage, model) as folder:
-            content = bundle.read_metadata(folder)
-        bundle.check_labels(content, model)
-        model_version = bundle.version_of(content, config.labeling.flip)
+            bundle.check_labels(bundle.read_metadata(folder), model)
+            model_version = bundle.load(folder, config.labeling.flip, threads=1).model_version  # what is wrong with it is said here
         if not config.dry_run:
             storage.check_writable(output)
         return name_run(Run(config.run_id, config.date(), inputs, output, model, model_version, config, storage))

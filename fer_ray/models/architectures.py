@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fer_ray.config.recipe import PRETRAINED, RGB, ModelConfig
 from fer_ray.errors import UsageError
 from fer_ray.models.silence import load_keras
+from fer_ray.models.sizes import APPLICATIONS, check_size
+from fer_ray.models.weights_file import checked_weights
 
 if TYPE_CHECKING:
     import keras
@@ -31,8 +35,9 @@ def build(config: ModelConfig, class_count: int, weights: str = NO_WEIGHTS) -> k
     `weights` are the first weights of a network of Keras Applications: `imagenet`, `none`, or a weights file of Keras.
 
     Raises:
-        UsageError: those weights cannot be had or do not fit.
+        UsageError: it would be too large, or those weights cannot be had or do not fit.
     """
+    check_size(config, classes=class_count)
     load_keras()
     import keras
     from keras import layers
@@ -169,7 +174,11 @@ def _application(config: ModelConfig, weights: str) -> keras.Model:
     }[config.architecture]
     shape = (config.image_size, config.image_size, 3)
     try:
-        return make(include_top=False, weights=None if weights == NO_WEIGHTS else weights, input_shape=shape, name=BASE)
+        with ExitStack() as stack:
+            if weights not in (NO_WEIGHTS, IMAGENET):
+                base_weights, *_ = APPLICATIONS[config.architecture]
+                weights = str(stack.enter_context(checked_weights(Path(weights), base_weights)))
+            return make(include_top=False, weights=None if weights == NO_WEIGHTS else weights, input_shape=shape, name=BASE)
     except Exception as error:  # Keras raises this very class where a download fails
         reason = " ".join(str(error).split())[:200]
         raise UsageError(

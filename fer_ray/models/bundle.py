@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -26,6 +27,7 @@ from fer_ray.errors import BundleError, TooLargeError, UsageError
 from fer_ray.io.storage import Storage, is_remote, join
 from fer_ray.models.metrics import softmax
 from fer_ray.models.onnx_network import Device, OnnxNetwork
+from fer_ray.models.sizes import check_size
 from fer_ray.typing import Float32Array, Float64Array, UInt8Array
 
 FORMAT_VERSION = 3
@@ -35,7 +37,7 @@ HISTORY_FILE = "history.parquet"
 BUNDLED = ("fer2013", "ferplus")
 DEFAULT = "ferplus"
 MAX_METADATA_BYTES = 1 << 20
-MAX_WEIGHTS_BYTES = 1 << 30
+MAX_WEIGHTS_BYTES = 640 << 20  # of all networks together, once as ONNX and once as Keras has them
 MAX_MEMBERS = 16
 
 
@@ -87,6 +89,8 @@ class Bundle(Generic[N]):
         if self.flip:
             mirrored = np.ascontiguousarray(images[:, :, ::-1])
             answers += [member.network.logits(mirrored) for member in self.members]
+        if not all(np.isfinite(answer).all() for answer in answers):
+            raise BundleError(f"The model {self.model_version} answers with values that are no numbers: label with another one.")
         if len(answers) == 1:
             return answers[0]
         mean = np.mean([softmax(answer) for answer in answers], axis=0)
@@ -179,15 +183,18 @@ def read_metadata(folder: str) -> dict[str, Any]:
     if file.stat().st_size > MAX_METADATA_BYTES:
         raise BundleError(f"The model bundle {folder} is larger than this version reads.")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
         _check_format(folder, content["format_version"])
         _check_content(content)
         version, files = _model_version(content), network_files(content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        _check_sizes(folder, files)
+        altered = content["model_version"] != version or any(sha256(Path(folder) / name) != digest for name, digest in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         if isinstance(error, BundleError):
             raise
-        raise BundleError(f"The model bundle {folder} is broken: {METADATA_FILE} does not read ({error}).") from error
-    if any(_hash_of(folder, name) != digest for name, digest in files.items()) or content["model_version"] != version:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise BundleError(f"The model bundle {folder} is broken: {METADATA_FILE} does not read ({reason}).") from error
+    if altered:
         raise BundleError(f"The model bundle {folder} is broken or was altered: its contents do not match its hashes; copy it anew.")
     return dict(content)
 
@@ -247,6 +254,14 @@ def version_of(content: dict[str, Any], flip: bool) -> str:
     return f"{content['model_version']}-flip" if flip and not content["flip"] else str(content["model_version"])
 
 
+def _finite(number: str) -> float:
+    """A fraction in JSON, which Python also reads as NaN, Infinity and 1e999."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds {number[:20]}, which is no number")
+    return value
+
+
 def _check_format(folder: str, version: Any) -> None:
     if version not in (FORMAT_WITHOUT_ONNX, FORMAT_VERSION):
         newer = isinstance(version, int) and version > FORMAT_VERSION
@@ -268,15 +283,19 @@ def _check_content(content: dict[str, Any]) -> None:
         raise ValueError("flip must be true or false")
     if len(content.get("onnx_sha256", members)) != len(members):
         raise ValueError("onnx_sha256 must have one hash for each network")
+    if not isinstance(content["lineage"], dict) or not isinstance(content["metrics"]["validation"], dict):
+        raise ValueError("lineage and metrics must say what the networks were trained on, and how good they were")
+    check_size(*(member for member in members if isinstance(member, ModelConfig)), classes=len(classes))
 
 
-def _hash_of(folder: str, name: str) -> str:
-    file = Path(folder) / name
-    if not file.is_file():
-        raise BundleError(f"The model bundle {folder} is missing its {file.name}: copy it anew.")
-    if file.stat().st_size > MAX_WEIGHTS_BYTES:
+def _check_sizes(folder: str, files: Iterable[str]) -> None:
+    sizes = {".onnx": 0, ".keras": 0}
+    for file in (Path(folder) / name for name in files):
+        if not file.is_file():
+            raise BundleError(f"The model bundle {folder} is missing its {file.name}: copy it anew.")
+        sizes[file.suffix] += file.stat().st_size
+    if max(sizes.values()) > MAX_WEIGHTS_BYTES:
         raise BundleError(f"The model bundle {folder} is larger than this version reads.")
-    return sha256(file)
 
 
 def sha256(file: Path) -> str:

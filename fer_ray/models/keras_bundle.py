@@ -1,17 +1,16 @@
 """The Keras side of a bundle: what trainings save and start from, and what exports and heat maps are made of.
 
-The networks are built by this code from the named architectures; of the `.keras` files of strangers only the weights are read,
-after their sizes were checked. No code or configuration inside them is run.
+The networks are built by this code from the named architectures, once the weights in the `.keras` files of strangers were looked at
+and are as many as the description says. No code or configuration inside them is run.
 """
 
 from __future__ import annotations
 
-import io
 import warnings
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +24,15 @@ from fer_ray.models import bundle
 from fer_ray.models.architectures import build
 from fer_ray.models.bundle import Bundle, Member
 from fer_ray.models.calibration import is_at_bound
+from fer_ray.models.sizes import BYTES, size_of
+from fer_ray.models.weights_file import BROKEN, checked_weights
 from fer_ray.typing import Float32Array, UInt8Array
 
 if TYPE_CHECKING:
     import keras
 
-PREDICTION_BATCH = 256  # crops at once, which bounds the memory of the activations
+PREDICTION_BATCH = 256  # crops at once
+MAX_LAYER_BYTES = 256 << 20  # of what one layer gives for all crops at once: of these, two or three are held at a time
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,21 @@ def predict_logits(network: keras.Model, images: UInt8Array) -> Float32Array:
     """
     if not len(images):
         return np.empty((0, network.output_shape[-1]), np.float32)
-    parts = []
-    for start in range(0, len(images), PREDICTION_BATCH):
-        batch = images[start : start + PREDICTION_BATCH].astype(np.float32)
+    parts, size = [], max(1, min(PREDICTION_BATCH, MAX_LAYER_BYTES // _largest_layer(network)))
+    for start in range(0, len(images), size):
+        batch = images[start : start + size].astype(np.float32)
         batch = batch[..., None] if batch.ndim == 3 else batch
         padding = -len(batch) % (8 if len(batch) > 32 else 4) if len(batch) > 8 else 0
         filled = np.concatenate([batch, np.zeros_like(batch[:padding])]) if padding else batch
         parts.append(network.predict_on_batch(filled)[: len(batch)])
     return np.concatenate(parts).astype(np.float32)
+
+
+def _largest_layer(network: keras.Model) -> int:
+    """The most bytes that a layer gives for one crop, inside networks in the network too."""
+    inner = [_largest_layer(layer) for layer in network.layers if hasattr(layer, "layers")]
+    own = [BYTES * int(prod(layer.output.shape[1:])) for layer in network.layers if not isinstance(layer.output, list)]
+    return max(inner + own)
 
 
 @dataclass(frozen=True)
@@ -135,43 +144,14 @@ def _load_member(folder: str, index: int, content: dict[str, Any]) -> Member[Ker
     config = bundle.member_config(content["members"][index])
     if not isinstance(config, ModelConfig):
         raise BundleError(f"The model bundle {folder} was imported as ONNX: it has no Keras network to train, average or export.")
-    network = build(config, len(content["classes"]))
+    classes = len(content["classes"])
     try:
-        read_weights(network, Path(folder) / bundle.weights_file(index))
-    except (ValueError, KeyError, OSError, UserWarning, zipfile.BadZipFile) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BundleError(f"The weights of the model bundle {folder} do not fit its architecture ({first_line}).") from error
+        with checked_weights(Path(folder) / bundle.weights_file(index), size_of(config, classes).weights) as file:
+            network = build(config, classes)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # Keras only warns where a layer finds no weights and stays random
+                network.load_weights(file)
+    except (*BROKEN, UserWarning) as error:
+        first_line = next(iter(str(error).strip().splitlines()), "").rstrip(".") or type(error).__name__
+        raise BundleError(f"The weights of the model bundle {folder} do not fit its architecture ({first_line[:300]}).") from error
     return Member(KerasNetwork(network), config)
-
-
-def read_weights(network: keras.Model, file: Path) -> None:
-    """Read the weights of a `.keras` file into a network, after their sizes were checked; nothing else in the file is used."""
-    _check_weights(file, network.count_params())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # Keras only warns where a layer finds no weights and stays random
-        network.load_weights(file)
-
-
-def _check_weights(file: Path, parameters: int) -> None:
-    """Refuse what would fill the memory: members that unpack to far more, or datasets larger, than the network's parameters."""
-    import h5py
-
-    limit = 8 * parameters + (16 << 20)
-    with zipfile.ZipFile(file) as archive:
-        member = archive.getinfo("model.weights.h5")
-        if sum(info.file_size for info in archive.infolist()) > limit:
-            raise ValueError("the archive unpacks to more than the network's parameters need")
-        stored = io.BytesIO(archive.read(member))
-    total = 0
-
-    def visit(name: str, item: Any) -> None:
-        nonlocal total
-        if isinstance(item, h5py.Dataset):
-            if item.external or item.is_virtual or item.dtype.kind not in "fiu":
-                raise ValueError(f"the weight {name} is no plain array of numbers")
-            total += item.nbytes
-
-    with h5py.File(stored, "r") as weights:
-        weights.visititems(visit)
-    if total > limit:
-        raise ValueError("the weights are larger than the network's parameters need")

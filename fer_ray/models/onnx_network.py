@@ -26,6 +26,8 @@ Device = Literal["cpu", "gpu"]
 MAX_ACTIVATION_BYTES = 512 << 20  # of one crop: 5 times what an EfficientNet-B2 takes for 260 pixels
 BATCH_BYTES = 64 << 20  # of activations at once, which bounds the number of crops that are classified together
 MAX_BATCH = 256  # crops
+MAX_OPERATIONS = 100e9  # multiplications for one crop, some seconds of a CPU: 6 times what a ViT-B takes
+MAX_NODES = 10_000  # ten times what large networks have
 MAX_UNPACKED = 8  # bytes of a weight for one byte in the file: whole numbers are stored shortened
 STANDARD_DOMAINS = ("", "ai.onnx")
 # Those of image classifiers. One that is missing here is refused: its memory may not follow from the size of what it gives.
@@ -74,10 +76,14 @@ class OnnxNetwork:
             self._batch = check_model(model, takes, classes)
             model.ClearField("metadata_props")
             self._session = _open(model.SerializeToString(), threads, device)
-        except (ValueError, TypeError, DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            del model
+            self._input, self._classes = self._session.get_inputs()[0].name, classes
+            self._try_out(takes)
+        except DecodeError as error:
+            raise BundleError(f"The network {file} is refused: it is no ONNX, or cut short.") from error
+        except (OSError, ValueError, TypeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             reason = " ".join(str(error).split())[:300].rstrip(".")
             raise BundleError(f"The network {file} is refused: {reason}.") from error
-        self._input, self._classes = self._session.get_inputs()[0].name, classes
 
     def logits(self, images: UInt8Array) -> Float32Array:
         """Logits (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB uint8."""
@@ -85,6 +91,16 @@ class OnnxNetwork:
         starts = range(0, len(images), self._batch)
         parts = [self._session.run(None, {self._input: images[i : i + self._batch].astype(np.float32)})[0] for i in starts]
         return np.concatenate(parts) if parts else np.empty((0, self._classes), np.float32)
+
+    def _try_out(self, takes: Input) -> None:
+        """Ask it about two crops, as some networks fail only at work."""
+        shape = (2, takes.image_size, takes.image_size, 3 if takes.color == RGB else 1)
+        try:
+            answers = self.logits(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8))
+        except Exception as error:  # ONNX Runtime's classes have no common one but this
+            raise ValueError(f"ONNX Runtime says {error}") from error
+        if not np.isfinite(answers).all():
+            raise ValueError("it answers with values that are no numbers")
 
 
 def check_model(model: onnx.ModelProto, takes: Input, classes: int) -> int:
@@ -103,6 +119,8 @@ def check_model(model: onnx.ModelProto, takes: Input, classes: int) -> int:
     """
     import onnx
 
+    if len(model.graph.node) > MAX_NODES:
+        raise ValueError(f"it has {len(model.graph.node):,} operators, more than {MAX_NODES:,}")
     allowed = set(OPERATORS.split())
     for node in model.graph.node:
         if node.domain not in STANDARD_DOMAINS or node.op_type not in allowed:
@@ -111,11 +129,13 @@ def check_model(model: onnx.ModelProto, takes: Input, classes: int) -> int:
         raise ValueError("it holds functions, training or sparse weights")
     _check_weights(model)
     onnx.checker.check_model(model)
-    once = activation_bytes(model, takes, classes, 1)
+    once, operations = work(model, takes, classes, 1)
     if once > MAX_ACTIVATION_BYTES:
         raise ValueError(f"it would take {once / 1e9:.1f} GB for one crop")
+    if operations > MAX_OPERATIONS:
+        raise ValueError(f"it would calculate {operations / 1e9:,.0f} thousand million products for one crop")
     batch = max(1, min(MAX_BATCH, BATCH_BYTES // once))
-    if activation_bytes(model, takes, classes, batch) > batch * once:
+    if work(model, takes, classes, batch)[0] > batch * once:
         raise ValueError("its memory grows faster than the number of crops")
     return batch
 
@@ -133,6 +153,11 @@ def _check_weights(model: onnx.ModelProto) -> None:
         declared += prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     if declared > MAX_UNPACKED * model.ByteSize():
         raise ValueError("it declares more weights than it holds")
+    for tensor in _tensors(model):
+        values = onnx.numpy_helper.to_array(tensor)
+        numbers = values if values.dtype.kind in "iubf" else values.astype(np.float32)  # bfloat16 and shorter ones
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"the weight {tensor.name[:80]} holds values that are no numbers")
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -148,8 +173,8 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 raise ValueError(f"the operator {node.op_type} holds more than numbers")
 
 
-def activation_bytes(model: onnx.ModelProto, takes: Input, classes: int, crops: int) -> int:
-    """The bytes of all that the network calculates for so many crops, from the shapes that its description gives.
+def work(model: onnx.ModelProto, takes: Input, classes: int, crops: int) -> tuple[int, int]:
+    """The bytes of all that the network calculates for so many crops, and the products, from the shapes that its description gives.
 
     Raises:
         ValueError: its input or output has another shape, or the shape of something in between is not known beforehand.
@@ -172,16 +197,34 @@ def activation_bytes(model: onnx.ModelProto, takes: Input, classes: int, crops: 
     bound.graph.output[0].type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(bound, strict_mode=True, data_prop=True).graph
     known = {value.name: value.type.tensor_type for value in (*inferred.value_info, *inferred.output)}
-    total = 0
+    shapes: dict[str, list[Any]] = {name: _shape(kind) for name, kind in known.items()} | {
+        tensor.name: list(tensor.dims) for tensor in inferred.initializer
+    }
+    shapes[inputs[0].name] = wanted
+    total, operations = 0, 0
     for node in inferred.node:
         for name in filter(None, node.output):
-            shape = _shape(known[name]) if name in known else [None]
+            shape: list[Any] = _shape(known[name]) if name in known else [None]
             if None in shape:
                 raise ValueError(f"the size of what {node.op_type} gives is not known beforehand")
-            total += prod(shape) * onnx.helper.tensor_dtype_to_np_dtype(known[name].elem_type).itemsize
+            given: int = prod(shape)
+            total += given * onnx.helper.tensor_dtype_to_np_dtype(known[name].elem_type).itemsize
+            operations += _products(node, given, shapes)
     if _shape(known[output]) != [crops, classes] or known[output].elem_type != onnx.TensorProto.FLOAT:
         raise ValueError(f"it gives {_shape(known[output])} for {crops} crops where float32 [{crops}, {classes}] is wanted")
-    return total
+    return total, operations
+
+
+def _products(node: onnx.NodeProto, given: int, shapes: dict[str, list[Any]]) -> int:
+    """About how many multiplications the operator makes for the numbers that it gives; each that it takes is looked at once."""
+    taken = [shapes.get(name, [1]) for name in node.input]
+    kernel = [attribute.ints for attribute in node.attribute if attribute.name == "kernel_shape"]
+    terms = prod(kernel[0]) if kernel else 1
+    if node.op_type == "Conv":
+        terms = prod(taken[1][1:])
+    elif node.op_type in ("MatMul", "Gemm"):
+        terms = taken[0][-1] if node.op_type == "MatMul" else max(taken[0])
+    return max(given * terms, sum(map(prod, taken)))
 
 
 def _shape(tensor: Any) -> list[Any]:
@@ -194,7 +237,7 @@ def _open(content: bytes, threads: int, device: Device) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait are to leave the CPU to others
     providers: list[Any] = ["CPUExecutionProvider"]
     if device == "gpu":

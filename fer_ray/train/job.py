@@ -18,8 +18,9 @@ from fer_ray.config.train import TrainConfig
 from fer_ray.data.layouts import with_absolute_paths
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import S3, Storage, absolute
-from fer_ray.models import bundle
+from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import IMAGENET, NO_WEIGHTS, build
+from fer_ray.models.sizes import check_size
 from fer_ray.reporting.progress import LogProgress, Progress
 from fer_ray.text import sanitize
 from fer_ray.train.recorder import PROGRESS_FILE, TENSORBOARD_FOLDER, has_checkpoints
@@ -85,11 +86,12 @@ def _with_model_of_start(config: TrainConfig) -> TrainConfig:
         return config
     with bundle.local_copy(Storage.of(config.data), config.start_from) as folder:
         members = bundle.read_metadata(folder)["members"]
-    if len(members) != 1:
-        raise UsageError(f"The bundle {config.start_from} holds {len(members)} networks: start from one with a single network.")
-    model = bundle.member_config(members[0])
-    if not isinstance(model, ModelConfig):
-        raise UsageError(f"The bundle {config.start_from} was imported as ONNX: start from one that was trained here.")
+        if len(members) != 1:
+            raise UsageError(f"The bundle {config.start_from} holds {len(members)} networks: start from one with a single network.")
+        model = bundle.member_config(members[0])
+        if not isinstance(model, ModelConfig):
+            raise UsageError(f"The bundle {config.start_from} was imported as ONNX: start from one that was trained here.")
+        keras_bundle.load(folder)  # weights that cannot be read are refused here, before a cluster starts
     return replace(config, recipe=replace(config.recipe, model=model))
 
 
@@ -132,6 +134,7 @@ def check_dataset(config: TrainConfig, remedy: str = "lower --batch-size") -> No
     """
     model, settings = config.recipe.model, config.recipe.optimization
     data = load_training_data(config)
+    check_size(model, classes=len(data.classes))
     for finding in data.findings:
         LOGGER.info("note: %s", sanitize(finding))
     LOGGER.info("training on %s images, validating on %s: %s", f"{len(data.train):,}", f"{len(data.validation):,}", ", ".join(data.classes))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -216,6 +217,13 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(tmp_path: Pat
     newer = shutil.copytree(bundle.resolve(""), tmp_path / "newer")
     (newer / "bundle.json").write_text(json.dumps(json.loads((newer / "bundle.json").read_text()) | {"format_version": 9}))
     (tmp_path / "unknown.yaml").write_text("colour: red")
+    silent = shutil.copytree(bundle.resolve(""), tmp_path / "silent")
+    network = onnx.load(silent / "model.onnx")
+    weight = network.graph.initializer[0]
+    values = onnx.numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full_like(values, np.nan, np.float32), weight.name))
+    onnx.save(network, silent / "model.onnx")
+    bundle.write_metadata(str(silent), bundle.read_metadata(bundle.resolve("")) | {"onnx_sha256": [bundle.sha256(silent / "model.onnx")]})
     photos, output = ["--input", tmp_path / "photos"], tmp_path / "out"
     cases = {
         "missing": ["--input", tmp_path / "missing", "--output", output],
@@ -225,6 +233,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(tmp_path: Pat
         "has no ONNX network to label with: add it with `fer-ray upgrade --model": [*photos, "--output", output, "--model", older],
         "photos is missing or has no bundle.json": [*photos, "--output", output, "--model", tmp_path / "photos"],
         "upgrade fer_ray": [*photos, "--output", output, "--model", newer],
+        "holds values that are no numbers": [*photos, "--output", output, "--model", silent],
         "'colour'": [*photos, "--output", output, "--config", tmp_path / "unknown.yaml"],
     }
     for complaint, arguments in cases.items():

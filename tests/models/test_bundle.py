@@ -23,6 +23,7 @@ from fer_ray.models.bundle import Bundle, Member
 from fer_ray.models.conversion import add_onnx
 from fer_ray.models.keras_bundle import Description, KerasNetwork
 from fer_ray.models.metrics import softmax
+from fer_ray.models.sizes import size_of
 from fer_ray.models.upgrade import upgrade
 from fer_ray.typing import UInt8Array
 
@@ -53,6 +54,7 @@ def saved(tmp_path: Path) -> Path:
 def test_every_architecture_gives_the_same_logits_when_saved_and_loaded_in_keras_and_as_onnx(tmp_path: Path, architecture: str) -> None:
     config = ModelConfig(architecture=architecture, image_size=32)
     (member,), version = save(tmp_path, config)
+    assert size_of(config, len(CLASSES)).weights == member.network.model.count_params(), "counted from the description"
     faces = crops(5, config)
     loads: list[Callable[[str], Bundle[Any]]] = [keras_bundle.load]
     with pytest.raises(BundleError, match="fer-ray upgrade --model"):
@@ -96,11 +98,12 @@ def test_a_bundle_of_version_0_1_is_upgraded_where_it_lies_and_keeps_its_version
 
 def test_kernels_and_a_network_without_attention_survive_and_bundles_from_before_kernels_still_load(tmp_path: Path) -> None:
     for config in (
-        ModelConfig(stem=8, widths=(8,), depths=(1,), attention_reduction=0),
+        ModelConfig(stem=8, widths=(8, 16), depths=(1, 2), attention_reduction=0, image_size=33),
         ModelConfig(architecture="cnn_32_64_128", widths=(8, 8, 8), kernels=(1, 7, 5), dense=(8,)),
         ModelConfig(architecture="cnn_64_128_512", widths=(8, 8), dense=(8,)),
     ):
         (member,), _ = save(tmp_path, config)
+        assert size_of(config, len(CLASSES)).weights == member.network.model.count_params()
         expected = member.network.logits(crops(3, config))
         assert keras_bundle.load(str(tmp_path)).logits(crops(3, config)) == pytest.approx(expected, abs=1e-5)
     shapes = [layer.kernel.shape[0] for layer in member.network.model.layers if "conv" in layer.name]
@@ -167,12 +170,25 @@ def replace_weights(folder: Path, stored: Path) -> None:
         ({"model": {"attention_reduction": -1}}, "whole numbers"),
         ({"model": {"stem": 16}}, "do not fit"),
         ({"model": {"depths": [2]}}, "do not fit"),
+        ({"model": {"architecture": "cnn_32_64_128", "widths": [8], "kernels": [3], "dense": [4096] * 400}}, "fully connected layers"),
+        ({"model": {"architecture": "cnn_32_64_128", "widths": [8], "kernels": [3], "dense": [4096] * 16}}, "weights, more than"),
+        ({"model": {"architecture": "vgg16", "dense": [4096] * 16, "stem": 0, "widths": [], "depths": []}}, "weights, more than"),
+        ({"model": {"image_size": 512, "stem": 1024}}, "GB for one crop"),
+        ({"model": {"dropout": float("nan")}}, "NaN, which is no number"),
+        ({"model": {"architecture": "x" * 100_000}}, "must be one of residual"),
+        ({"preprocessing": {"crop": {"rotation": float("nan")}}}, "NaN, which is no number"),
+        ({"calibration": {"temperature": float("inf")}}, "Infinity, which is no number"),
+        ({"metrics": {"validation": {"accuracy": float("nan")}}}, "NaN"),
+        ({"metrics": None}, "broken"),
+        ({"lineage": "trust me"}, "trained on"),
     ],
 )
 def test_a_strange_bundle_is_refused_with_the_reason(saved: Path, changes: dict[str, object], complaint: str) -> None:
     rewrite(saved, **changes)
-    with pytest.raises(BundleError, match=complaint):
+    with pytest.raises(BundleError, match=complaint) as refused:
         keras_bundle.load(str(saved))
+    assert len(str(refused.value)) < 1000
+    assert "\n" not in str(refused.value)
 
 
 def test_an_altered_or_incomplete_bundle_is_refused(saved: Path, tmp_path: Path) -> None:
@@ -202,12 +218,46 @@ def test_weights_that_would_fill_the_memory_are_refused_before_they_are_read(sav
     replace_weights(saved, unpacks_to_gigabytes)
     with pytest.raises(BundleError, match="unpacks"):
         keras_bundle.load(str(saved))
-    outside = tmp_path / "outside.h5"
-    with h5py.File(outside, "w") as file:
-        file.create_dataset("x", (10,), "f4", external=[("/etc/hostname", 0, 40)])
-    replace_weights(saved, outside)
-    with pytest.raises(BundleError, match="plain array"):
+    claims = tmp_path / "claims.h5"
+    with h5py.File(claims, "w") as file:  # what nobody wrote is read as zeros
+        file.create_dataset("layers/conv2d/vars/0", shape=(1 << 20,), dtype="f4")
+    replace_weights(saved, claims)
+    with pytest.raises(BundleError, match="larger than what the file holds"):
         keras_bundle.load(str(saved))
+
+
+@pytest.mark.parametrize(
+    ("add", "complaint"),
+    [
+        (lambda file: file.create_dataset("x", (10,), "f4", external=[("/etc/hostname", 0, 40)]), "plain array"),
+        (lambda file: file.__setitem__("x", h5py.ExternalLink("/etc/hostname", "x")), "leads elsewhere"),
+        (lambda file: file.__setitem__("x", h5py.SoftLink("/layers")), "leads elsewhere"),
+        (lambda file: file.create_dataset("x", data=np.array([1.0, np.nan])), "no numbers"),
+        (lambda file: file.create_dataset("x", data=np.array([b"text"])), "plain array"),
+    ],
+)
+def test_weights_that_lead_elsewhere_or_are_no_numbers_are_refused(
+    saved: Path, tmp_path: Path, add: Callable[[h5py.File], Any], complaint: str
+) -> None:
+    with zipfile.ZipFile(saved / bundle.weights_file(0)) as archive:
+        archive.extract("model.weights.h5", tmp_path)
+    with h5py.File(tmp_path / "model.weights.h5", "a") as file:
+        add(file)
+    replace_weights(saved, tmp_path / "model.weights.h5")
+    with pytest.raises(BundleError, match=complaint):
+        keras_bundle.load(str(saved))
+
+
+def test_files_that_are_no_weights_are_refused_in_a_sentence(saved: Path) -> None:
+    file = saved / bundle.weights_file(0)
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        other = archive.read("model.weights.h5")
+    for broken in (b"", whole[:-100], b"\x89HDF\r\n\x1a\n", other[: len(other) // 2], whole.replace(b"HDF", b"FDH")):
+        file.write_bytes(broken)
+        rewrite(saved)
+        with pytest.raises(BundleError, match="do not fit"):
+            keras_bundle.load(str(saved))
 
 
 @pytest.mark.parametrize("name", bundle.BUNDLED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -167,9 +169,35 @@ def hidden() -> onnx.ModelProto:
     return model
 
 
+def chain(count: int) -> onnx.ModelProto:
+    """So many operators one after the other."""
+    names = ["x", *(f"between{number}" for number in range(1, count)), "x2"]
+    return with_nodes(*(helper.make_node("Relu", [before], [after]) for before, after in itertools.pairwise(names)))
+
+
+def endless_sums() -> onnx.ModelProto:
+    """Little memory, and hours of work: every mean looks at all of the weights again."""
+    means = [helper.make_node("ReduceMean", ["w"], [f"m{number}"], keepdims=0) for number in range(5_000)]
+    together = helper.make_node("Sum", ["x", *(f"m{number}" for number in range(5_000))], ["x2"])
+    return with_nodes(*means, together, w=np.ones(21_000_000, np.float32))
+
+
+def scaled(value: float) -> onnx.ModelProto:
+    return with_nodes(helper.make_node("Mul", ["x", "w"], ["x2"]), w=np.array([value], np.float32))
+
+
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
+        (lambda: with_nodes(helper.make_node("Pad", ["x", "w"], ["x2"]), w=np.array([0, 0, 0, 0, 0, 0, 0, 1 << 40])), "GB for one crop"),
+        (lambda: with_nodes(helper.make_node("Resize", ["x", "", "", "w"], ["x2"]), w=np.array([1, 1 << 20, 1 << 10, 3])), "GB for one"),
+        (lambda: chain(10_001), "10,003 operators"),
+        (endless_sums, "thousand million products"),
+        (lambda: scaled(np.nan), "no numbers"),
+        (lambda: scaled(-np.inf), "no numbers"),
+        (lambda: scaled(3e38), "answers with values that are no numbers"),
+        (lambda: with_nodes(helper.make_node("Neg", ["x"], ["n"]), helper.make_node("Log", ["n"], ["x2"])), "no numbers"),
+        (lambda: with_nodes(helper.make_node("Gather", ["x", "w"], ["x2"], axis=1), w=np.array([99])), "ONNX Runtime says"),
         (lambda: with_nodes(helper.make_node("Tile", ["x", "times"], ["x2"]), times=np.array([1, 300, 300, 1])), r"1\.1 GB for one crop"),
         (lambda: with_nodes(helper.make_node("ConvTranspose", ["x", "w"], ["x2"]), w=np.zeros((3, 3, 2, 2), np.float32)), "ConvTranspose"),
         (lambda: with_nodes(helper.make_node("PyOp", ["x"], ["x2"], domain="ai.onnx.contrib")), "contrib.PyOp"),
@@ -189,6 +217,19 @@ def test_a_strange_network_is_refused_with_the_reason(tmp_path: Path, make: Call
     (tmp_path / "noise.onnx").write_bytes(b"\x08\x07" + bytes(range(256)) * 4)
     with pytest.raises(BundleError, match="is refused"):
         OnnxNetwork(tmp_path / "noise.onnx", TAKES, 2)
+
+
+def test_a_model_whose_answers_are_no_numbers_labels_nothing(tmp_path: Path) -> None:
+    class Silent:
+        def logits(self, images: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+            return np.full((len(images), 2), np.nan, np.float32)
+
+    onnx.save(mean_colors(CHANNELS_LAST), tmp_path / "theirs.onnx")
+    import_model(ImportConfig(str(tmp_path / "theirs.onnx"), str(tmp_path / "model"), CLASSES, SIDE))
+    loaded = bundle.load(str(tmp_path / "model"))
+    broken = dataclasses.replace(loaded, members=(bundle.Member(Silent(), loaded.members[0].config),))  # type: ignore[arg-type]
+    with pytest.raises(BundleError, match="no numbers: label with another one"):
+        broken.probabilities(crops(1))
 
 
 def test_an_altered_onnx_network_is_refused(tmp_path: Path) -> None:
