@@ -17,7 +17,7 @@ LIMIT 100;
 -- ## Error rate
 -- Percent of the images of each run that could not be labeled, how many for which reason, and one of the reasons in words.
 SELECT run_date, run_id, count(*) AS images,
-    round(100e0 * count(*) FILTER (WHERE status NOT IN ('ok', 'no_face')) / count(*), 2) AS percent_failed,
+    round(100e0 * count(*) FILTER (WHERE status NOT IN ('ok', 'no_face', 'archived')) / count(*), 2) AS percent_failed,
     count(*) FILTER (WHERE status = 'unreadable') AS unreadable,
     count(*) FILTER (WHERE status = 'undecodable') AS undecodable,
     count(*) FILTER (WHERE status = 'too_large') AS too_large,

@@ -20,18 +20,21 @@ class Status(StrEnum):
     UNREADABLE = "unreadable"
     UNDECODABLE = "undecodable"
     TOO_LARGE = "too_large"
+    ARCHIVED = "archived"
 
     @property
     def is_failure(self) -> bool:
-        """Whether the image was not looked at: its row has the reason in `error`."""
-        return self not in (Status.OK, Status.NO_FACE)
+        """Whether the image could not be looked at: its row has the reason in `error`. What is archived only waits."""
+        return self not in (Status.OK, Status.NO_FACE, Status.ARCHIVED)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """One listed image. What cannot even be looked at has no size; its row will say why it is unreadable.
+    """One listed image.
 
-    An image inside a tar archive lies `data_offset` bytes into `archive_uri`; its etag and time are the archive's.
+    An image inside an archive lies `data_offset` bytes into `archive_uri`; its etag and time are the archive's. In a zip that
+    is where its header begins, and `packed_bytes` follow. What is known beforehand to give no image has the `status` and the
+    `error` of its row, and is not read.
     """
 
     image_uri: str
@@ -40,8 +43,16 @@ class ImageEntry:
     etag: str | None = None
     archive_uri: str | None = None
     data_offset: int | None = None
+    packed_bytes: int | None = None
+    status: str | None = None
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.modified_at is not None and not FIRST_YEAR <= self.modified_at.year <= LAST_YEAR:
+            object.__setattr__(self, "modified_at", None)
 
 
+FIRST_YEAR, LAST_YEAR = 1678, 2261  # whole years that every reader of the tables can hold, those that count nanoseconds too
 SCHEMA_VERSION = 1
 ENTRIES_PER_BATCH = 8192
 # Names that are taken for images in data sets and tar archives; what is given as an input of `label` is tried whatever its name.
@@ -110,6 +121,9 @@ LISTING = pa.schema(
         _optional("etag", pa.string()),
         _optional("archive_uri", pa.string()),
         _optional("data_offset", pa.int64()),
+        _optional("packed_bytes", pa.int64()),
+        _optional("status", pa.string()),
+        _optional("error", pa.string()),
     ]
 )
 MANIFEST = pa.schema([_required("row_number", pa.int64()), *LISTING])
@@ -134,7 +148,7 @@ _FACE_FIELDS = [
 ]
 
 _IDENTITY = [
-    _required("image_uri", pa.string(), "where the image was read from, an image inside a tar as archive.tar#name"),
+    _required("image_uri", pa.string(), "where the image was read from, an image inside a tar or zip as archive.tar#name"),
     _required("image_id", pa.string(), "join key: SHA-256 of image_uri, its first 16 bytes in hex"),
 ]
 _IMAGE_FIELDS = [
@@ -171,7 +185,9 @@ RUNS = pa.schema(
         _required("finished_at", _TIMESTAMP, "when the run was committed"),
         _required("status", pa.string(), "done"),
         _required("input_uri", pa.string(), "what was labeled, several inputs joined by a comma"),
-        _required("config_json", pa.string(), "the request and all settings, JSON"),
+        _required(
+            "config_json", pa.string(), "the request and all settings, and images_ignored: files that were no image by their names, JSON"
+        ),
         _required("fer_ray_version", pa.string(), "version of fer_ray"),
         _required("ray_version", pa.string(), "version of Ray"),
         _optional("git_commit", pa.string(), "commit of the code, null outside a checkout"),
@@ -186,6 +202,14 @@ RUNS = pa.schema(
         _SCHEMA_VERSION_FIELD,
     ]
 )
+
+
+def time_of(seconds: float) -> datetime.datetime | None:
+    """The time in UTC so many seconds after 1970; None where that is no year of a calendar."""
+    try:
+        return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def as_batches(entries: Iterable[ImageEntry]) -> Iterator[pa.RecordBatch]:

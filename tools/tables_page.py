@@ -19,6 +19,7 @@ _STATUSES = {
     Status.UNREADABLE: "could not be fetched; the next run tries again",
     Status.UNDECODABLE: "not an image, or a broken one",
     Status.TOO_LARGE: "more bytes or pixels than the run was told to accept",
+    Status.ARCHIVED: "in cold storage (GLACIER, DEEP_ARCHIVE), not asked for; labeled once it is restored; no failure",
 }
 _TYPE_NAMES = {"float": "float32", "date32[day]": "date", "timestamp[us, tz=UTC]": "timestamp"}
 

@@ -55,7 +55,7 @@ class LabelConfig(StoresConfig):
 
     input: tuple[PathText, ...] = option(
         default=(),
-        help="folders, s3://, gs:// or az://bucket/prefix, https:// files, tar shards, lists of URIs (default: the demo photographs)",
+        help="folders, s3://, gs:// or az://bucket/prefix, https:// files, tar shards, zips, lists of URIs (default: the demo photographs)",
         metavar="URI",
         group="Input and output",
     )
@@ -70,6 +70,20 @@ class LabelConfig(StoresConfig):
         help="fer2013, ferplus (bundled), a folder, s3://, gs:// or az://bucket/prefix (default: ferplus)",
         metavar="NAME|DIR",
         group="Input and output",
+    )
+    include: tuple[str, ...] = option(
+        default=(),
+        help="label only the files that these patterns match, such as '*.jpg' or '2026/**' (default: all but what is no image by its name)",
+        metavar="PATTERN",
+        group="Input and output",
+        kw_only=True,
+    )
+    exclude: tuple[str, ...] = option(
+        default=(),
+        help="leave out the files and folders that these patterns match, such as 'thumbs' or '*_small.jpg'",
+        metavar="PATTERN",
+        group="Input and output",
+        kw_only=True,
     )
     run_id: str = option(
         default="",
@@ -111,6 +125,9 @@ class LabelConfig(StoresConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(bool(self.output) or not self.input, "Where to? Give --output FOLDER for the tables.")
+        for name in ("include", "exclude"):
+            empty = any(not pattern.strip("/") for pattern in getattr(self, name))
+            check(not empty, f"The setting {name} has an empty pattern: give one such as '*.jpg'.")
         if self.gpus:
             check_part(self, "gpus")
         check(not self.run_id or bool(_RUN_ID.fullmatch(self.run_id)), _RUN_ID_RULE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import errno
 import io
+import logging
 import os
 import shutil
 import stat
@@ -15,7 +16,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
-from fer_ray.schema import ImageEntry
+from fer_ray.schema import ImageEntry, Status, time_of
+from fer_ray.text import plural, sanitize
+
+logger = logging.getLogger(__name__)
 
 WRITING = "_writing-"
 RAW_NAME_PREFIX = "file://"
@@ -27,10 +31,10 @@ class FolderStore:
     def list_files(self, folder: str, excluded: str | None) -> Iterator[ImageEntry]:
         """Every file below `folder` but not below `excluded`, in the order of the bytes of the paths; memory stays flat.
 
-        Links to files are followed, links to folders are not. A folder that cannot be listed is an entry of its own, so
-        that its images are not lost without a trace; a file that cannot be looked at is one without a size.
+        Links are followed. A linked folder that leads back, or to what is listed anyway, is left out and counted in the log.
+        A folder that cannot be listed and a file that cannot be looked at are entries of their own, with the reason.
         """
-        return _walk(Path(path_of_uri(folder)), Path(path_of_uri(excluded)) if excluded else None)
+        return _walk(path_of_uri(folder), path_of_uri(excluded) if excluded else None)
 
     def stat(self, uri: str) -> ImageEntry | None:
         """The file without its contents; None where there is none (or a folder)."""
@@ -108,9 +112,10 @@ class FolderStore:
 
     def remove_stale(self, folder: str, before: datetime.datetime) -> None:
         """Remove what killed writers left since before then."""
-        for entry in self.list_files(folder, excluded=None):
-            if Path(entry.image_uri).name.startswith(WRITING) and entry.modified_at and entry.modified_at < before:
-                Path(entry.image_uri).unlink(missing_ok=True)
+        for entry in _walk(path_of_uri(folder), None, follow_links=False):
+            path = Path(path_of_uri(entry.image_uri))
+            if path.name.startswith(WRITING) and entry.modified_at and entry.modified_at < before:
+                path.unlink(missing_ok=True)
 
     def check_writable(self, folder: str) -> None:
         """Make sure that a folder can be written, or made; leaves nothing.
@@ -182,31 +187,75 @@ def _open_regular(uri: str) -> int:
     return descriptor
 
 
-def _walk(folder: Path, excluded: Path | None) -> Iterator[ImageEntry]:
+def _walk(folder: str, excluded: str | None, follow_links: bool = True) -> Iterator[ImageEntry]:
+    """As `FolderStore.list_files`; without recursion, since folders may lie in one another by the thousand."""
+    root = os.path.realpath(folder)
+    seen = {_identity(path.stat()) for path in map(Path, filter(None, (folder, excluded))) if path.is_dir()}
+    left_out = 0
+    levels = [(iter(_children(folder)), False)]
+    while levels:
+        children, behind_link = levels[-1]
+        found = next(children, None)
+        if found is None:
+            levels.pop()
+        elif isinstance(found, ImageEntry):
+            yield found
+        elif not (is_link := found.is_symlink()) and not behind_link:
+            if found.path != excluded:
+                levels.append((iter(_children(found.path)), False))
+        elif follow_links:  # each folder once behind links, and none that is listed by its own name
+            if (identity := _identity(found.stat())) in seen or (is_link and _overlap(root, os.path.realpath(found.path))):
+                left_out += is_link
+            else:
+                seen.add(identity)
+                levels.append((iter(_children(found.path)), True))
+    if left_out:
+        logger.warning("left out below %s: %s to what is listed already, or back", sanitize(folder), plural(left_out, "link"))
+
+
+def _children(folder: str) -> Iterator[ImageEntry | os.DirEntry[str]]:
+    """Files as entries and folders as they are, in the order of their paths' bytes; first the folder itself, with a slash, if it fails."""
+    found: list[tuple[bytes, os.DirEntry[str], bool]] = []
     try:
         with os.scandir(folder) as listing:
-            entries = sorted(listing, key=_sort_key)
-    except OSError:
-        yield ImageEntry(uri_of_path(str(folder)), None, None)
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            if Path(entry.path) != excluded:
-                yield from _walk(Path(entry.path), excluded)
-        elif not entry.is_dir():
-            try:
-                yield _entry(entry.path, entry.stat())
-            except OSError:
-                yield ImageEntry(uri_of_path(entry.path), None, None)
+            for entry in listing:
+                is_folder = _is_folder(entry)
+                found.append((os.fsencode(entry.name) + (b"/" if is_folder else b""), entry, is_folder))
+    except OSError as error:
+        problem = f"The folder cannot be listed ({_reason(error)})."
+        yield ImageEntry(uri_of_path(f"{folder.rstrip('/')}/"), None, None, status=Status.UNREADABLE, error=problem)
+    for _, entry, is_folder in sorted(found):
+        yield entry if is_folder else _look(entry)
 
 
-def _sort_key(entry: os.DirEntry[str]) -> bytes:
-    return os.fsencode(entry.name) + (b"/" if entry.is_dir(follow_symlinks=False) else b"")
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        if not entry.is_dir():
+            return False
+        entry.stat()  # kept for `_identity`
+        return True
+    except OSError:  # a link that leads in circles, or through a forbidden folder
+        return False
+
+
+def _look(entry: os.DirEntry[str]) -> ImageEntry:
+    try:
+        return _entry(entry.path, entry.stat())
+    except OSError as error:
+        problem = f"The file cannot be read ({_reason(error)})."
+        return ImageEntry(uri_of_path(entry.path), None, None, status=Status.UNREADABLE, error=problem)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _overlap(folder: str, other: str) -> bool:
+    return os.path.commonpath([folder, other]) in (folder, other)
 
 
 def _entry(path: str, found: os.stat_result) -> ImageEntry:
-    modified_at = datetime.datetime.fromtimestamp(found.st_mtime, datetime.UTC)
-    return ImageEntry(uri_of_path(path), found.st_size, modified_at)
+    return ImageEntry(uri_of_path(path), found.st_size, time_of(found.st_mtime))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,33 +1,104 @@
-"""What lies in the inputs of a run: folders and prefixes, lists of URIs, tar shards, single images."""
+"""What lies in the inputs of a run: folders and prefixes, lists of URIs, archives, single images; and which of it are images by name."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from fer_ray.errors import UsageError
-from fer_ray.io.folders import FolderStore
+from fer_ray.io.archives import UNREAD, archive_of, files_in, find_inside, is_archive, names_inside
+from fer_ray.io.folders import FolderStore, path_of_uri
 from fer_ray.io.storage import WEB, Storage, absolute, is_remote, lower_name
-from fer_ray.io.tar import ARCHIVE, archive_of, images_in
 from fer_ray.io.uri_list import LISTS, read_list
-from fer_ray.schema import ImageEntry
+from fer_ray.schema import ImageEntry, Status
+
+# Names that are no image, where nothing else is asked for: a suffix that is not here, or none, is tried.
+_JUNK = frozenset((".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".nomedia", ".picasa.ini", "_success"))
+_JUNK_STARTS = ("._", "_committed_", "_started_")
+_OTHER_SUFFIXES = frozenset(
+    re.findall(
+        r"\w+",
+        "aae cls csv html htm ini json jsonl log md ndjson text tsv txt url xml xmp yaml yml "  # sidecars, captions, labels
+        "3gp avi flv lrv m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv "  # films
+        "aac aiff amr flac m4a mid mp3 ogg opus wav wma "  # sound
+        "doc docx epub odp ods odt pdf ppt pptx rtf srt vtt xls xlsx "  # documents
+        "arrow avro ckpt db feather h5 hdf5 idx index npy npz onnx orc parquet pickle pkl pt pth safetensors sqlite tfrecord "  # data
+        "c cpp css exe ipynb jar java js lnk py sh sql "  # programs
+        "asc crc md5 sha1 sha256 sig",  # checksums
+    )
+)
 
 
-def list_images(storage: Storage, inputs: Iterable[str], excluded: str, indexes: str | None = None) -> Iterator[ImageEntry]:
-    """Every image of the inputs but none below `excluded`; the same image may come twice.
+class Selection:
+    """Which files are taken, by their paths below the input and before a byte is read; `ignored` counts the others.
 
-    What tar archives hold is remembered in the folder `indexes`, where one is given.
+    `exclude` leaves out; `include` takes nothing else; without it everything is taken but what is no image by its name.
+    """
+
+    def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
+        included = list(include)
+        self._included = _compiled(included, folders=False)
+        self._hidden = _compiled((pattern for pattern in included if pattern.rpartition("/")[2].startswith(".")), folders=False)
+        self._excluded = _compiled(exclude, folders=True)
+        self.takes_unnamed = not included
+        self.ignored = 0
+
+    def excludes(self, path: str) -> bool:
+        """Whether `exclude` leaves it out, or a folder above it."""
+        excluded = bool(self._excluded and self._excluded.fullmatch(path))
+        self.ignored += excluded
+        return excluded
+
+    def takes(self, path: str, size: int | None = None, is_named: bool = False) -> bool:
+        """Whether a file is one of the images; one that somebody named (`is_named`) is, whatever its name."""
+        if self.excludes(path):
+            return False
+        if self._included:
+            patterns = self._hidden if path.rpartition("/")[2].startswith(".") else self._included
+            taken = bool(patterns and patterns.fullmatch(path))
+        else:
+            taken = is_named or not is_no_image(path, size)
+        self.ignored += not taken
+        return taken
+
+
+def list_images(
+    storage: Storage, inputs: Iterable[str], excluded: str, indexes: str | None = None, selection: Selection | None = None
+) -> Iterator[ImageEntry]:
+    """Every image of the inputs but none below `excluded`; the same image may come twice, the latest state last.
+
+    Args:
+        storage: What opens them.
+        inputs: As `check_inputs` gives them.
+        excluded: A folder that is left out, the run's own output.
+        indexes: A folder to remember in what archives hold.
+        selection: What is taken; by default what `Selection()` takes.
 
     Raises:
         UsageError: an input that cannot be listed.
     """
+    taken = selection or Selection()
     for uri in inputs:
-        is_list = lower_name(uri).endswith(LISTS) and storage.stat(uri)
-        for entry in read_list(storage, uri) if is_list else _files(storage, uri, excluded):
-            if lower_name(entry.image_uri).endswith(ARCHIVE):
+        is_list = lower_name(uri).endswith(LISTS) and storage.stat(uri) is not None
+        listed = _listed(storage, uri, indexes) if is_list else _files(storage, uri, excluded, taken)
+        base = uri.rpartition("/")[0] if is_list else uri
+        for entry in listed:
+            path, is_named = _path_below(base, entry), entry.image_uri == uri
+            if entry.error is not None and path.endswith("/"):
+                if not taken.excludes(path[:-1]):
+                    yield entry
+            elif entry.error is not None or entry.archive_uri is not None or not is_archive(entry.image_uri):
+                if taken.takes(path, entry.size_bytes, is_named or entry.image_uri.startswith(WEB)):
+                    yield entry
+            elif not taken.excludes(path):
                 found = storage.stat(entry.image_uri) if is_list else entry
-                yield from images_in(storage, found or entry, indexes)
-            else:
-                yield entry
+                for member in files_in(storage, found or entry, indexes):
+                    name = member.image_uri[len(entry.image_uri) + 1 :]
+                    inside = name if is_named else f"{path}/{name}"
+                    if not name or taken.takes(inside, member.size_bytes):
+                        yield member
 
 
 def check_inputs(storage: Storage, inputs: Iterable[str]) -> tuple[str, ...]:
@@ -39,34 +110,107 @@ def check_inputs(storage: Storage, inputs: Iterable[str]) -> tuple[str, ...]:
     checked = []
     for given in inputs:
         uri = absolute(given, "input")
-        if uri.startswith(WEB) and storage.stat(uri) is None:
+        if uri.startswith(WEB) and storage.stat(uri) is None and archive_of(storage, uri) is None:
             raise UsageError(f"There is no file at {uri}: name an existing one.")
-        if not is_remote(uri) and storage.stat(uri) is None:
+        if not is_remote(uri) and storage.stat(uri) is None and archive_of(storage, uri) is None:
             FolderStore().check_listable(uri)
         checked.append(uri)
     return tuple(checked)
 
 
 def read_image_named(storage: Storage, uri: str, max_megabytes: float) -> bytes:
-    """The bytes of an image by its image_uri alone, also of one inside a tar archive (which is read up to it).
+    """The bytes of an image by its image_uri alone, also of one inside an archive (which is read for that).
 
     Raises:
         ImageError: as `Storage.read_image`.
     """
-    archive = archive_of(uri)
-    if archive and storage.stat(uri) is None and (found := storage.stat(archive)):
-        for entry in images_in(storage, found, None):
-            if entry.image_uri == uri:
-                return storage.read_image(entry, max_megabytes)
-    return storage.read_image(ImageEntry(uri, None, None), max_megabytes)
+    return storage.read_image(find_inside(storage, uri) or ImageEntry(uri, None, None), max_megabytes)
 
 
-def _files(storage: Storage, uri: str, excluded: str) -> Iterator[ImageEntry]:
+def is_no_image(path: str, size: int | None = None) -> bool:
+    """Whether a file is none by its name: a sidecar, a film, what systems leave behind, the empty "folders" of consoles."""
+    name = path.rpartition("/")[2].lower()
+    if not name:
+        return not size
+    _, dot, suffix = name.removesuffix(".gz").rpartition(".")
+    return name in _JUNK or name.startswith(_JUNK_STARTS) or name.endswith("_$folder$") or (bool(dot) and suffix in _OTHER_SUFFIXES)
+
+
+def _files(storage: Storage, uri: str, excluded: str, selection: Selection) -> Iterator[ImageEntry]:
     """Everything below a folder or prefix, or a single file; in a store both may be there."""
     found = None if is_remote(uri) else storage.stat(uri)
     if found is None:
         yield from storage.list_files(uri, excluded)
     if is_remote(uri) and (not uri.endswith("/") or uri.startswith(WEB)):
         found = storage.stat(uri)
+    found = found or find_inside(storage, uri)
     if found:
+        _check_kind(found, selection)
         yield found
+
+
+def _check_kind(single: ImageEntry, selection: Selection) -> None:
+    """A file that was named as an input must be something that can be labeled, or it would end as one broken image."""
+    name = lower_name(single.image_uri)
+    if name.endswith(UNREAD):
+        raise UsageError(f"The input {single.image_uri} is an archive of a kind that is not read: unpack it, or pack a .tar or .zip.")
+    if selection.takes_unnamed and is_no_image(name, 1) and not single.image_uri.startswith(WEB):
+        raise UsageError(f"The input {single.image_uri} is no image by its name, and no list or archive: name one of these.")
+
+
+def _listed(storage: Storage, uri: str, indexes: str | None) -> Iterator[ImageEntry]:
+    """The images that a list names; those inside of archives are looked up there, an archive at a time."""
+    archive, members = "", dict[str, ImageEntry]()
+    for entry in read_list(storage, uri):
+        if not names_inside(entry.image_uri):
+            yield entry
+            continue
+        if entry.image_uri not in members and not (archive and entry.image_uri.startswith(f"{archive}#")):
+            found = archive_of(storage, entry.image_uri)
+            archive, members = "", {}
+            if found:
+                archive, members = found.image_uri, {member.image_uri: member for member in files_in(storage, found, indexes)}
+        if archive and entry.image_uri not in members:
+            yield replace(entry, status=Status.UNREADABLE, error="The file cannot be read (its archive does not hold it).")
+        else:
+            yield members.get(entry.image_uri, entry)
+
+
+def _path_below(base: str, entry: ImageEntry) -> str:
+    """The path below a folder; of what lies elsewhere, the path in its bucket or file system. Archives count as folders."""
+    uri = entry.archive_uri or entry.image_uri
+    if entry.archive_uri is not None:
+        return f"{_path_below(base, ImageEntry(uri, None, None))}/{entry.image_uri[len(uri) + 1 :]}"
+    path, folder = path_of_uri(uri), path_of_uri(base).rstrip("/") + "/"
+    if path == folder[:-1]:
+        path = path.rpartition("/")[2]
+    elif path.startswith(folder):
+        path = path[len(folder) :]
+    elif is_remote(uri):
+        path = path.partition("://")[2].partition("/")[2]
+    if uri.startswith(WEB):
+        path = path.partition("?")[0]
+    return os.fsencode(path).decode(errors="replace").lstrip("/")
+
+
+def _compiled(patterns: Iterable[str], folders: bool) -> re.Pattern[str] | None:
+    """One expression for glob patterns; with `folders`, or a slash in it, one that matches a folder matches all that is in it."""
+    parts = [
+        ("" if "/" in pattern.rstrip("/") else "(?:.*/)?")
+        + _expression(pattern.strip("/"))
+        + ("(?:/.*)?" if folders or "/" in pattern else "")
+        for pattern in patterns
+    ]
+    return re.compile("|".join(parts), re.IGNORECASE | re.DOTALL) if parts else None
+
+
+def _expression(pattern: str) -> str:
+    """`*` and `?` stay in one folder, `**` does not."""
+    tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    written = ""
+    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern):
+        if token.startswith("[") and token.endswith("]"):
+            written += "[" + ("^" if token[1] == "!" else "") + re.escape(token[1:-1].removeprefix("!")).replace(r"\-", "-") + "]"
+        else:
+            written += tokens.get(token) or re.escape(token)
+    return written

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fer_ray.errors import AccessError, ImageError, TooLargeError, UsageError
-from fer_ray.io.folders import FolderStore
+from fer_ray.io.folders import FolderStore, path_of_uri, uri_of_path
+from fer_ray.io.zip import inflate
 from fer_ray.schema import ImageEntry, Status
 
 if TYPE_CHECKING:
@@ -159,11 +160,18 @@ class Storage:
             ImageError: `unreadable` with the reason, or `too_large` when there are more than `max_megabytes`.
             StorageError: nothing can be read with these credentials or from this bucket.
         """
+        if entry.error is not None:
+            raise ImageError(entry.status or Status.UNREADABLE, entry.error)
         limit = max_megabytes * 1e6
         try:
             if entry.archive_uri is None or entry.data_offset is None:
                 return self.read(entry.image_uri, limit)
-            return self.read_part(entry.archive_uri, entry.data_offset, entry.size_bytes or 0, limit, entry.etag)
+            size = entry.size_bytes or 0
+            if entry.packed_bytes is None:
+                return self.read_part(entry.archive_uri, entry.data_offset, size, limit, entry.etag)
+            if size > limit:
+                raise TooLargeError(size)
+            return inflate(self.read_part(entry.archive_uri, entry.data_offset, entry.packed_bytes, limit, entry.etag), size)
         except FileNotFoundError as error:
             raise ImageError(Status.UNREADABLE, "The file cannot be read (it does not exist any more).") from error
         except TooLargeError as error:
@@ -184,8 +192,8 @@ def absolute(uri: str, what: str) -> str:
         UsageError: it is neither a path nor an address that can be read.
     """
     scheme, mark, rest = uri.partition("://")
-    if not mark:
-        return os.path.abspath(uri)
+    if not mark or scheme.lower() == "file":
+        return uri_of_path(os.path.abspath(path_of_uri(f"file://{rest.removeprefix('localhost')}" if mark else uri)))
     uri = f"{scheme.lower()}{mark}{rest}"
     if uri.startswith(S3):
         from fer_ray.io.s3 import split

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from fer_ray.errors import ImageError
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.label.incremental import Counts, find_due
+from fer_ray.label.outcome import known_and_ignored
 from fer_ray.label.run import Run
 from fer_ray.models import bundle
 from fer_ray.schema import ImageEntry
@@ -45,7 +46,9 @@ def estimate(run: Run) -> dict[str, Any]:
     workers = run.config.workers or os.cpu_count() or 1
     seconds = START_UP_SECONDS + images * _seconds_per_image(run, sample) / workers if sample else 0.0
     megabytes = f"{size / 1e6:,.1f} MB"
-    LOGGER.info("would label %s, %s, as run %s; %s known", plural(images, "image"), megabytes, run.run_id, f"{counts.known:,}")
+    LOGGER.info(
+        "would label %s, %s, as run %s; %s", plural(images, "image"), megabytes, run.run_id, known_and_ignored(counts.known, counts.ignored)
+    )
     LOGGER.info("about %s with %d processes, from a sample of %d", datetime.timedelta(seconds=round(seconds)), workers, len(sample))
     LOGGER.info("next: the same command without --dry-run")
     return {
@@ -54,6 +57,7 @@ def estimate(run: Run) -> dict[str, Any]:
         "output": run.output,
         "images_total": images,
         "images_skipped": counts.known,
+        "images_ignored": counts.ignored,
         "bytes_total": size,
         "estimated_seconds": round(seconds),
         "model_version": run.model_version,

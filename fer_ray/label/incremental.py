@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from fer_ray.data import demo_photos
 from fer_ray.errors import StorageError, UsageError
-from fer_ray.io.inputs import list_images
+from fer_ray.io.inputs import Selection, list_images
 from fer_ray.io.storage import Storage, join
 from fer_ray.schema import IMAGES, LISTING, ImageEntry, Status, as_batches
+from fer_ray.text import plural
 
 if TYPE_CHECKING:
     from fer_ray.label.run import Run
@@ -47,9 +48,10 @@ Published = Callable[[], Iterator[pa.RecordBatch]]
 
 @dataclass
 class Counts:
-    """How many listed images turned out to be known already."""
+    """How many listed images turned out to be known already, and how many files were none by their names."""
 
     known: int = 0
+    ignored: int = 0
 
 
 def find_due(run: Run, counts: Counts) -> Iterator[pa.Table]:
@@ -62,19 +64,29 @@ def find_due(run: Run, counts: Counts) -> Iterator[pa.Table]:
     def published() -> Iterator[pa.RecordBatch]:
         return iter(()) if run.config.all else published_images(run.storage, run.output, run.model_version)
 
-    return due_images(_list(run), published, run.config.limit, counts)
+    return due_images(_list(run, counts), published, run.config.limit, counts)
 
 
-def _list(run: Run) -> Iterator[ImageEntry]:
+def _list(run: Run, counts: Counts) -> Iterator[ImageEntry]:
     indexes = None if run.config.dry_run else join(run.output, "_archives")
-    entries = list_images(run.storage, run.inputs, run.output, indexes) if run.config.input else iter(demo_photos.images())
+    selection = Selection(run.config.include, run.config.exclude)
+    listed = list_images(run.storage, run.inputs, run.output, indexes, selection) if run.config.input else iter(demo_photos.images())
+    entries = _counting(listed, selection, counts)
     try:
         first = next(entries, None)
     except StorageError as error:
         raise UsageError(str(error)) from error
     if first is None:
-        raise UsageError(f"The input {run.input_uri} holds no files: name a folder with photographs.")
+        ignored = f"no images ({plural(counts.ignored, 'file')} ignored: --include takes them)" if counts.ignored else "no files"
+        raise UsageError(f"The input {run.input_uri} holds {ignored}: name a folder with photographs.")
     return itertools.chain([first], entries)
+
+
+def _counting(entries: Iterator[ImageEntry], selection: Selection, counts: Counts) -> Iterator[ImageEntry]:
+    for entry in entries:
+        counts.ignored = selection.ignored
+        yield entry
+    counts.ignored = selection.ignored
 
 
 def due_images(entries: Iterable[ImageEntry], published: Published, limit: int | None, counts: Counts) -> Iterator[pa.Table]:

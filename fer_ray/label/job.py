@@ -19,7 +19,7 @@ from fer_ray.io.storage import join
 from fer_ray.label.estimate import estimate
 from fer_ray.label.incremental import Counts, find_due
 from fer_ray.label.local import are_few, label_few
-from fer_ray.label.outcome import describe, raise_alarm, run_row, summarize
+from fer_ray.label.outcome import describe, known_and_ignored, raise_alarm, run_row, summarize
 from fer_ray.label.plan import Part, Plan, read_parts, read_plan, remove_work, unfinished, write_plan
 from fer_ray.label.publish import clean_up, commit, publish_tables
 from fer_ray.label.report.event_log import RunLog
@@ -74,7 +74,15 @@ def _execute(run: Run, progress: Progress) -> dict[str, Any]:
         if plan is None:
             counts = Counts()
             plan = write_plan(run, find_due(run, counts), counts, datetime.datetime.now(datetime.UTC))
-        log.record("planned", run_id=run.run_id, images=plan.images, skipped=plan.skipped, input=run.input_uri, model=run.model_version)
+        log.record(
+            "planned",
+            run_id=run.run_id,
+            images=plan.images,
+            skipped=plan.skipped,
+            ignored=plan.ignored,
+            input=run.input_uri,
+            model=run.model_version,
+        )
         row = _label_and_publish(run, plan, log, progress)
         log.record("published", **summarize(run, row))
     except _stops() as error:
@@ -90,7 +98,8 @@ def _execute(run: Run, progress: Progress) -> dict[str, Any]:
     _tidy(run)
     reported = _report(run, row)
     if not plan.images:
-        LOGGER.info("nothing new in %s: %s known, in %s", sanitize(run.input_uri), plural(plan.skipped, "image"), run.output)
+        known = known_and_ignored(plan.skipped, plan.ignored)
+        LOGGER.info("nothing new in %s: %s, in %s", sanitize(run.input_uri), known, run.output)
         return row
     if run.config.picture or not run.config.input:
         LOGGER.info("picture: %s", draw_picture(run, run.config.picture or demo_photos.PICTURE_IMAGES))
@@ -105,7 +114,8 @@ def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress) ->
         commit(run, row)
         return row
     source = sanitize(run.input_uri)
-    LOGGER.info("run %s: %s to label, %s known, from %s", run.run_id, plural(plan.images, "image"), f"{plan.skipped:,}", source)
+    known = known_and_ignored(plan.skipped, plan.ignored)
+    LOGGER.info("run %s: %s to label, %s, from %s", run.run_id, plural(plan.images, "image"), known, source)
     parts = unfinished(run, plan, read_parts(run, plan))
     labeled, seconds = sum(part.rows for part in parts), 0.0
     if labeled < plan.images:

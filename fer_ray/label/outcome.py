@@ -33,9 +33,15 @@ def summarize(run: Run, row: dict[str, Any]) -> dict[str, Any]:
         "status": row["status"],
         "output": run.output,
         **{key: row[key] for key in SUMMARY_KEYS},
+        "images_ignored": json.loads(row["config_json"]).get("images_ignored", 0),
         "images_per_second": round(row["images_per_second"], 2),
         "model_version": row["model_version"],
     }
+
+
+def known_and_ignored(known: int, ignored: int) -> str:
+    """`1,200 images known, 30 files ignored`."""
+    return f"{plural(known, 'image')} known" + (f", {plural(ignored, 'file')} ignored" if ignored else "")
 
 
 def describe(row: dict[str, Any], counts: Counter[str], labeled: int, seconds: float) -> list[str]:
@@ -75,7 +81,7 @@ def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float
         "finished_at": datetime.datetime.now(datetime.UTC),
         "status": "done",
         "input_uri": run.input_uri,
-        "config_json": json.dumps({"request": run.request, "config": run.config.to_dict()}, sort_keys=True),
+        "config_json": json.dumps({"request": run.request, "config": run.config.to_dict(), "images_ignored": plan.ignored}, sort_keys=True),
         "fer_ray_version": fer_ray.__version__,
         "ray_version": metadata.version("ray"),
         "git_commit": _git_commit(),

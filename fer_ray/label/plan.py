@@ -49,6 +49,7 @@ class Plan:
     images: int
     skipped: int
     files: int
+    ignored: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def write_plan(run: Run, due: Iterable[pa.Table], counts: Counts, started_at: da
                 if images >= (number + 1) * ROWS_PER_FILE:
                     break
         files = number + 1
-    plan = Plan(run.request, run.run_date.isoformat(), started_at.isoformat(), attempt, images, counts.known, files)
+    plan = Plan(run.request, run.run_date.isoformat(), started_at.isoformat(), attempt, images, counts.known, files, counts.ignored)
     if run.storage.write(run.plan_file, (json.dumps(dataclasses.asdict(plan), indent=2) + "\n").encode(), replace=False):
         return plan
     found = read_plan(run)

@@ -40,7 +40,9 @@ class Run:
     @property
     def request(self) -> dict[str, Any]:
         """What decides the result of a run; a run id belongs to one such request."""
+        chosen = {name: list(getattr(self.config, name)) for name in ("include", "exclude")}
         return {
+            **{name: patterns for name, patterns in chosen.items() if patterns},
             "input": list(self.inputs),
             "model": self.model_version,
             "limit": self.config.limit,
@@ -136,10 +138,10 @@ def _check_same_request(run: Run) -> Run:
         return run
     if run.config.run_date and run_date != run.run_date:
         raise UsageError(f"The run id {run.run_id} was used with another run date ({run_date}): choose another run id.")
-    different = [name for name, value in run.request.items() if request.get(name) != value]
+    different = [name for name in {**run.request, "include": None, "exclude": None} if request.get(name) != run.request.get(name)]
     if different:
         name = different[0]
-        change = f"{request.get(name)!r}, now {run.request[name]!r}"
+        change = f"{request.get(name)!r}, now {run.request.get(name)!r}"
         raise UsageError(f"The run id {run.run_id} was used with another {name} ({change}): choose another run id.")
     return dataclasses.replace(run, run_date=run_date)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fer_ray.io.tar import archive_of
+from fer_ray.io.archives import names_inside
 from fer_ray.label.report.aggregates import RunAggregates, add_up, emotions_by_folder
 from fer_ray.label.report.drift import MIN_FACES, MOVED, PSI_MOVED, PSI_WATCH, Comparison
 from fer_ray.label.report.samples import FaceSample
@@ -210,7 +210,7 @@ class ReportContent:
 
 def image_link(image_uri: str) -> str:
     """Where a browser can open an image; empty where it cannot, as inside of an archive or in S3."""
-    return "" if archive_of(image_uri) else link(image_uri)
+    return "" if names_inside(image_uri) else link(image_uri)
 
 
 def _folder_name(folder: str) -> str:

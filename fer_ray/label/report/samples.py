@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fer_ray.io.archives import archive_of
 from fer_ray.io.inputs import read_image_named
-from fer_ray.io.tar import archive_of
 from fer_ray.label.run import Run
 from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
@@ -84,8 +84,7 @@ def _read_group(run: Run, rows: Sequence[Mapping[str, Any]], wanted: int, found:
 def _read(run: Run, row: Mapping[str, Any]) -> tuple[FaceSample | None, bytes]:
     """The sample and a hash of the image; no sample where it changed since."""
     uri, limits = row["image_uri"], run.config.labeling
-    archive = archive_of(uri)
-    state = run.storage.stat(uri) or (run.storage.stat(archive) if archive else None)
+    state = archive_of(run.storage, uri) or run.storage.stat(uri)
     if state is None or (state.modified_at and state.modified_at > row["labeled_at"]):
         return None, b""
     content = read_image_named(run.storage, uri, min(limits.max_file_megabytes, MAX_MEGABYTES))

@@ -23,7 +23,7 @@ CandidateRows = list[dict[str, Any]]
 
 @dataclass
 class FolderCounts:
-    """`statuses` (5,) counts images in the order of STATUSES, `faces` (9, 20) faces by LABELS and confidence."""
+    """`statuses` (6,) counts images in the order of STATUSES, `faces` (9, 20) faces by LABELS and confidence."""
 
     statuses: Int64Array = field(default_factory=lambda: np.zeros(len(STATUSES), np.int64))
     faces: Int64Array = field(default_factory=lambda: np.zeros((len(LABELS), BINS), np.int64))
