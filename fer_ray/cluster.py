@@ -12,7 +12,7 @@ from collections.abc import Callable
 import psutil
 import ray
 
-from fer_ray.errors import FerRayError
+from fer_ray.errors import FerRayError, MemoryShortError
 from fer_ray.text import sanitize
 
 LOGGER = logging.getLogger(__name__)
@@ -112,6 +112,15 @@ def wait_for_cpus() -> None:
 
 def _nothing() -> None:
     pass
+
+
+def is_short_of_memory(error: BaseException | None) -> bool:
+    """Whether this error came about since Ray ended processes on a machine that had no memory left; Ray's words fill a page."""
+    while error is not None:
+        if isinstance(error, MemoryShortError | ray.exceptions.OutOfMemoryError) or "running low on memory" in str(error):
+            return True
+        error = getattr(error, "cause", None) or error.__cause__
+    return False
 
 
 def exceeds_this_machine(cpus: float, gpus: float) -> bool:

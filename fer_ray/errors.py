@@ -88,5 +88,9 @@ class TooLargeError(StorageError):
         return f"The file has {self.size:,} bytes, more than is read at once."
 
 
+class MemoryShortError(FerRayError):
+    """A machine without the memory that the work takes."""
+
+
 class PublishError(FerRayError):
     """Staged results that do not match the manifest; nothing was published."""

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_ray.errors import ImageError, StorageError
+from fer_ray.errors import ImageError, MemoryShortError, StorageError
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.label.labeler import Classifier, Labeler
 from fer_ray.label.plan import Part, Plan, open_manifest, staged_file
@@ -32,6 +32,7 @@ from fer_ray.models.onnx_network import OnnxNetwork
 from fer_ray.schema import SCHEMA_VERSION, STAGING, ImageEntry, image_id
 from fer_ray.vision.sandbox import SLOW_SECONDS, SandboxLimits, TimeBudget, sift
 
+MAX_STARTS = 8  # of a part: where so many processes died, the sandbox does not help either
 SECONDS_AT_FIRST = 20.0  # for an image: then its process is ended, and the sandbox, which has more patience, looks at all of its part
 SECONDS_TOGETHER = 60.0  # for the slow images of a part, likewise
 SECONDS_AFTER_SANDBOX = 60.0  # for an image that took up to two thirds of it there
@@ -101,9 +102,15 @@ class PartLabeler:
         tally.add([], {})  # writing is part of labeling, and of its time
 
     def _label_part(self, part: Part, tally: Tally) -> bytes:
-        """The file of a part."""
+        """The file of a part.
+
+        Raises:
+            MemoryShortError: it was begun too often.
+        """
         manifest = self._read_manifest(part)
         starts = tally.start(part)
+        if starts > MAX_STARTS:
+            raise MemoryShortError(f"{MAX_STARTS} processes died at the same images, of which each was tried apart: memory is short here.")
         provenance = {
             "model_version": self.run.model_version,
             "detector_version": self.run.config.labeling.detector_version,

@@ -19,14 +19,15 @@ import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fer_ray.cluster import cluster_cpus, may_grow, wait_for_cpus
-from fer_ray.errors import FerRayError, StorageError
+from fer_ray.cluster import cluster_cpus, is_short_of_memory, may_grow, wait_for_cpus
+from fer_ray.errors import FerRayError, MemoryShortError, StorageError
 from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
 from fer_ray.label.parts import EntryLabeler, FetchingLabeler, PartLabeler, count, load_model
-from fer_ray.label.plan import Part, Plan
+from fer_ray.label.plan import Part, Plan, unfinished
 from fer_ray.label.result import LabeledImage
 from fer_ray.label.run import Run
 from fer_ray.label.telemetry import LabelingMetrics
+from fer_ray.text import plural
 
 LOGGER = logging.getLogger(__name__)
 PROGRESS_SECONDS = 1.0  # between two looks at the counts
@@ -57,11 +58,38 @@ def label_to_staging(
 
     Raises:
         StorageError: a store cannot be used, or the model changed since the run was planned.
+        MemoryShortError: a machine ran out of memory, and again with half the processes.
     """
     if not run.config.workers:
         wait_for_cpus()
     cpus = cluster_cpus()
     workers = min(run.config.workers or cpus, len(parts) if may_grow() else cpus, len(parts))
+    label = functools.partial(_label, run, plan, report_progress=report_progress, make_labeler=make_labeler)
+    try:
+        return label(parts, workers)
+    except (FerRayError, ray.exceptions.RayError) as error:
+        if not is_short_of_memory(error):
+            raise
+    fewer = max(1, workers // 2)
+    LOGGER.warning("a machine ran out of memory under %s: trying with %d", plural(workers, "worker"), fewer)
+    try:
+        return label(unfinished(run, plan, parts), fewer)
+    except (FerRayError, ray.exceptions.RayError) as error:
+        if not is_short_of_memory(error):
+            raise
+        tried = f"A machine ran out of memory, under {plural(fewer, 'worker')} too"
+        raise MemoryShortError(f"{tried}: ask for fewer with --workers, or for machines with more memory") from error
+
+
+def _label(
+    run: Run,
+    plan: Plan,
+    parts: Sequence[Part],
+    workers: int,
+    report_progress: Callable[[Counter[str], int], None],
+    make_labeler: Callable[[Run], EntryLabeler] | None,
+) -> float:
+    """As `label_to_staging`, in so many processes."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     tally = ray.remote(num_cpus=0, scheduling_strategy=here)(Counts).remote()
 
@@ -70,7 +98,7 @@ def label_to_staging(
     blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // MIN_IMAGES_PER_TASK, MAX_TASKS)))
     step = LabelParts(run, plan, tally, make_labeler or functools.partial(_make_labeler, models))
     start = ray.remote(num_cpus=1)(_start)
-    for _ in range(min(workers, cpus)):
+    for _ in range(min(workers, cluster_cpus())):
         start.remote(step)  # all processes load their libraries now, while this one loads Ray Data
     dataset = (
         _ray_data()
@@ -92,7 +120,7 @@ def label_to_staging(
         if seconds is not None:
             report_progress(counts, images)
     if consuming.exception() and (reason := ray.get(tally.why_failed.remote())):
-        raise StorageError(reason) from consuming.exception()
+        raise reason from consuming.exception()
     consuming.result()
     if models and (lost := models.lost()):
         LOGGER.warning("%d of %d GPUs were lost on the way; the others or the CPUs did their part.", lost, len(models.actors))
@@ -126,7 +154,7 @@ class Counts:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.starts: Counter[int] = Counter()
-        self.reason = ""
+        self.reason: FerRayError | None = None
         self.first_ready: float | None = None
         self.last_done = 0.0
 
@@ -145,10 +173,10 @@ class Counts:
         """The counts, and the seconds from the first process that was ready to the last images; None while none is ready."""
         return self.counts, None if self.first_ready is None else max(0.0, self.last_done - self.first_ready)
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: FerRayError) -> None:
         self.reason = reason
 
-    def why_failed(self) -> str:
+    def why_failed(self) -> FerRayError | None:
         return self.reason
 
 
@@ -183,7 +211,8 @@ class LabelParts:
             labeler, metrics = self.labeler()
             labeler.label((Part(**row) for row in rows.to_pylist()), RemoteTally(self.counts, metrics))
         except (FerRayError, OSError) as error:
-            ray.get(self.counts.fail.remote(str(error)))  # Ray Data loses the reason of a failure on the way to the driver
+            reason = error if isinstance(error, MemoryShortError) else StorageError(str(error))
+            ray.get(self.counts.fail.remote(reason))  # Ray Data loses the reason of a failure on the way to the driver
             raise
         return rows
 

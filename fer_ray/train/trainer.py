@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fer_ray.cluster import cluster_cpus, connect, exceeds_this_machine
+from fer_ray.cluster import cluster_cpus, connect, exceeds_this_machine, is_short_of_memory
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.train.collective import CollectiveConfig
 from fer_ray.train.worker import FAILURE_FILE, TrainingRun, train_loop_per_worker
@@ -49,6 +49,9 @@ def run_training(run: TrainingRun, callbacks: Sequence[Any] = (), is_trial: bool
         result = trainer.fit()
     except TrainingFailedError as error:
         _raise_recorded(failure, kept)
+        if is_short_of_memory(error):
+            remedy = "lower --batch-size or --workers, or use machines with more memory"
+            raise TrainingError(f"A machine ran out of memory: {remedy} ({kept}; --resume continues from there).") from error
         reason = " ".join(str(error).strip().splitlines()[-1].split())[:300]
         raise TrainingError(f"The training failed ({reason}): {kept}; --resume continues from there.") from error
     _raise_recorded(failure, kept)

@@ -59,16 +59,21 @@ class TimeBudget:
 
 @dataclass
 class SandboxLimits:
-    """What an image may take in the sandbox. Where a try within them did not help, `smaller` ones may."""
+    """What an image may take in the sandbox. Where a try within them did not help, `smaller` ones may.
+
+    An image that takes more than `is_final` limits is undecodable; where others left it less, it is due again in the next run.
+    """
 
     seconds: float = 40.0
     seconds_together: float = 200.0  # of the slow images of a part
     least_seconds: float = 0.5
     memory_bytes: int = 2 << 30  # of the process, about 0.2 GB of it before the image
+    is_final: bool = True
 
     def smaller(self, times: int) -> SandboxLimits:
         """The same, halved so many times; a portrait still has room."""
-        return dataclasses.replace(self, seconds=max(self.seconds / 2**times, 2.0), memory_bytes=max(self.memory_bytes >> times, 1 << 29))
+        seconds, memory_bytes = max(self.seconds / 2**times, 2.0), max(self.memory_bytes >> times, 1 << 29)
+        return dataclasses.replace(self, seconds=seconds, memory_bytes=memory_bytes, is_final=self.is_final and not times)
 
 
 def sift(images: Iterable[bytes | ImageError], config: LabelingOptions, limits: SandboxLimits) -> Iterator[bytes | ImageError]:
@@ -100,13 +105,14 @@ def sift(images: Iterable[bytes | ImageError], config: LabelingOptions, limits: 
 
 def _error(answer: bytes, seconds: float, limits: SandboxLimits) -> ImageError:
     if answer == LARGE:
-        return ImageError(Status.UNDECODABLE, f"The image takes more than {limits.memory_bytes / 1e9:.1f} GB of memory to decode.")
-    if answer != SLOW:
+        reason = f"takes more than {limits.memory_bytes / 1e9:.1f} GB of memory to decode"
+    elif answer == SLOW:
+        reason = f"takes more than {seconds:.2g} s to decode"
+    else:
         return ImageError(Status.UNDECODABLE, "The image ended the process that decoded it.")
-    if seconds >= SLOW_SECONDS:
-        return ImageError(Status.UNDECODABLE, f"The image takes more than {seconds:.0f} s to decode.")
-    # It may be sound: the next run gives it its full time, beside others.
-    return ImageError(Status.UNREADABLE, f"The image was left after {seconds:.1f} s: others beside it had taken minutes to decode.")
+    if limits.is_final and (answer == LARGE or seconds >= SLOW_SECONDS):
+        return ImageError(Status.UNDECODABLE, f"The image {reason}.")
+    return ImageError(Status.UNREADABLE, f"The image {reason}, and there was no more beside the others: the next run tries it again.")
 
 
 def _start(config: LabelingOptions) -> subprocess.Popen[bytes]:

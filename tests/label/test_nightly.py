@@ -145,14 +145,17 @@ def test_two_processes_that_do_the_same_night_and_one_that_does_another_share_an
     assert not [path for path in (tmp_path / "out").rglob("_*/**/*") if path.is_file()]
 
 
-def test_an_image_that_kills_its_decoder_is_a_row_and_not_the_end(photographs: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("cluster", ["", "local"], ids=["alone", "Ray"])
+def test_an_image_that_kills_its_decoder_is_a_row_and_not_the_end(photographs: dict[str, Path], tmp_path: Path, cluster: str) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "in").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(DEADLY)
     hopper = photographs["grace_hopper"].read_bytes()
     for number in range(40):
         (tmp_path / "in" / f"{number:02d}.jpg").write_bytes(hopper + b"POISON" * (number == 20))
-    process = job("--input", tmp_path / "in", "--output", tmp_path / "out", environment=with_site(tmp_path / "site"))
+    process = job(
+        "--input", tmp_path / "in", "--output", tmp_path / "out", environment=with_site(tmp_path / "site") | {"RAY_ADDRESS": cluster}
+    )
     output, errors = process.communicate(timeout=180)
     assert process.returncode == 0, output + errors
     bad = rows(tmp_path / "out", "SELECT parse_filename(image_uri), status, error FROM {images} WHERE status <> 'ok'")

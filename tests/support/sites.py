@@ -15,7 +15,7 @@ def imdecode(content, *arguments):
     if b"SLEEPY" in bytes(content[-64:]):
         signal.pause()
     if b"HUNGRY" in bytes(content[-64:]):
-        held = [bytearray(b"x") * (1 << 24) for _ in range(1 << 10)]
+        held = [bytearray(b"x") * (1 << 24) for _ in range(192)]
     return real(content, *arguments)
 cv2.imdecode = imdecode
 """  # images with such an end do that to their decoder
