@@ -3,14 +3,15 @@
 Small files of each format are made, and each mutation, which its number and the seed give again, changes one: bits flipped, bytes
 and numbers overwritten in the header, parts cut out, doubled, moved, or taken from another file of the format. A child decodes them
 one after the other; when it dies or takes longer than --seconds for one, that one is counted and named and a fresh child goes on.
+With --files the files of a folder, up to 100 kB each, are changed too.
 
     .venv/bin/python benchmarks/fuzz_images.py [--count 70000] [--seed 1] [--processes 1] [--seconds 60] [--keep DIR] [--formats ...]
+        [--files DIR]
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import random
 import selectors
@@ -20,14 +21,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import IO, Any, cast
 
-import cv2
-import numpy as np
-import pillow_heif
-from PIL import Image
+from small_images import seeds_of
 
 from fer_ray.errors import ImageError
 from fer_ray.vision.decode import decode
@@ -80,6 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="what takes longer is a hang")
     parser.add_argument("--keep", type=Path, help="folder for the files that end, hold up or trip a child")
     parser.add_argument("--formats", nargs="*", default=[], help="only these, such as TIFF (default: all)")
+    parser.add_argument("--files", type=Path, help="folder of more files to change")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--range", nargs=2, type=int, default=(0, 0), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -90,7 +88,7 @@ def watch(arguments: argparse.Namespace, start: int, end: int) -> list[dict[str,
     reports: list[dict[str, Any]] = []
     while start < end:
         command = [sys.executable, __file__, "--child", "--seed", str(arguments.seed), "--range", str(start), str(end)]
-        command += ["--formats", *arguments.formats]
+        command += ["--formats", *arguments.formats, *(["--files", str(arguments.files)] if arguments.files else [])]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
             outcome = None
             for line in lines_of(cast("IO[bytes]", child.stdout), arguments.seconds):
@@ -102,14 +100,14 @@ def watch(arguments: argparse.Namespace, start: int, end: int) -> list[dict[str,
             if start < end:
                 child.kill()
                 child.wait()
-                name, _ = mutation(arguments.seed, start, tuple(arguments.formats))
+                name, _ = mutation(arguments, start)
                 reports.append({"mutation": start, "format": name, "outcome": outcome or "death", "exit": child.returncode})
                 start += 1
         for report in reports:
             if arguments.keep and report["outcome"] in ("death", "hang", "error"):
                 arguments.keep.mkdir(parents=True, exist_ok=True)
                 number = report["mutation"]
-                (arguments.keep / f"{number}.bin").write_bytes(mutation(arguments.seed, number, tuple(arguments.formats))[1])
+                (arguments.keep / f"{number}.bin").write_bytes(mutation(arguments, number)[1])
     return reports
 
 
@@ -130,9 +128,8 @@ def lines_of(stream: IO[bytes], seconds: float) -> Iterator[bytes | None]:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    seeds_of(tuple(arguments.formats))
     for number in range(*arguments.range):
-        name, content = mutation(arguments.seed, number, tuple(arguments.formats))
+        name, content = mutation(arguments, number)
         before, started = reset_peak(), time.process_time()
         report: dict[str, Any] = {"mutation": number, "format": name, "outcome": "decoded"}
         try:
@@ -157,10 +154,10 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def mutation(seed: int, number: int, formats: tuple[str, ...]) -> tuple[str, bytes]:
+def mutation(arguments: argparse.Namespace, number: int) -> tuple[str, bytes]:
     """The format and the bytes of one mutation."""
-    generator = random.Random(f"{seed} {number}")
-    seeds = seeds_of(formats)
+    generator = random.Random(f"{arguments.seed} {number}")
+    seeds = seeds_of(tuple(arguments.formats), arguments.files)
     name = sorted(seeds)[number % len(seeds)]
     content = bytearray(generator.choice(seeds[name]))
     for _ in range(generator.choice((1, 1, 1, 2, 4))):
@@ -206,109 +203,6 @@ def splice(content: bytearray, generator: random.Random, others: list[bytes]) ->
     part = other[start : start + generator.choice((4, 16, 64, 256, 4096))]
     at = place(content, generator)
     content[at : at + (len(part) if generator.random() < 0.5 else 0)] = part
-
-
-@cache
-def seeds_of(formats: tuple[str, ...]) -> dict[str, list[bytes]]:
-    """Small files of each format, in the ways that it can be written."""
-    pillow_heif.register_heif_opener()
-    x, y = np.meshgrid(np.arange(48), np.arange(36))
-    photo = Image.fromarray(np.stack([5 * x, 7 * y, (x * y) % 256], axis=2).astype(np.uint8))
-    alpha = photo.convert("RGBA")
-    alpha.putalpha(photo.convert("L"))
-    deep = np.asarray(photo, np.uint16) * 257
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    frames = {"save_all": True, "append_images": [photo.transpose(Image.Transpose.ROTATE_180)]}
-    seeds = {
-        "JPEG": [
-            encode(photo, "JPEG", exif=exif),
-            encode(photo, "JPEG", progressive=True, subsampling=0),
-            encode(photo.convert("CMYK"), "JPEG"),
-            encode(photo.convert("L"), "JPEG", restart_marker_blocks=2),
-        ],
-        "PNG": [
-            encode(photo, "PNG", exif=exif),
-            encode(photo, "PNG", **frames),
-            encode(alpha, "PNG"),
-            encode(photo.quantize(16), "PNG"),
-            *(encode_by_opencv(".png", deep[..., :channels] >> shift) for channels in (1, 3) for shift in (0, 6)),
-        ],
-        "WEBP": [
-            encode(photo, "WEBP", exif=exif),
-            encode(photo, "WEBP", lossless=True),
-            encode(alpha, "WEBP"),
-            encode(photo, "WEBP", **frames),
-        ],
-        "TIFF": [
-            *(
-                encode(photo, "TIFF", compression=compression)
-                for compression in (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "lzma", "zstd")
-            ),
-            *(encode(photo.convert("1"), "TIFF", compression=compression) for compression in ("group3", "group4", "tiff_ccitt")),
-            encode(photo.resize((12, 9)), "TIFF", save_all=True, append_images=[photo]),
-            encode(photo, "TIFF", big_tiff=True),
-            encode(photo.convert("F"), "TIFF"),
-            encode(photo.convert("CMYK"), "TIFF"),
-            encode(photo.quantize(16), "TIFF", compression="tiff_lzw", tiffinfo={274: 6}),
-            encode_by_opencv(".tiff", deep >> 6),
-        ],
-        "HEIF": [
-            encode(photo, "HEIF"),
-            encode(alpha, "HEIF", chroma=444),
-            encode(photo.resize((128, 96)), "HEIF", tile_size=64),
-            encode(photo, "HEIF", **frames),
-            encode_deep_heif(deep),
-        ],
-        "AVIF": [
-            encode(photo, "AVIF", exif=exif),
-            encode(alpha, "AVIF", subsampling="4:4:4"),
-            encode(photo, "AVIF", **frames),
-        ],
-        "GIF": [encode(photo, "GIF"), encode(photo, "GIF", **frames), encode(photo.quantize(4), "GIF", transparency=1, interlace=1)],
-        "BMP": [encode(photo, "BMP"), encode(photo.convert("L"), "BMP"), encode(photo.convert("1"), "BMP"), encode(alpha, "BMP")],
-        "JPEG2000": [
-            encode(photo, "JPEG2000"),
-            encode(photo, "JPEG2000", no_jp2=True, irreversible=True),
-            encode(photo, "JPEG2000", tile_size=(16, 16)),
-            encode(alpha, "JPEG2000"),
-            encode(Image.fromarray(deep[..., 0]), "JPEG2000"),
-        ],
-        "PPM": [
-            encode(photo, "PPM"),
-            encode(photo.convert("L"), "PPM"),
-            encode(photo.convert("1"), "PPM"),
-            encode(Image.fromarray(deep[..., 0]), "PPM"),
-            b"P3\n# plain\n3 2\n255\n" + b"250 0 9 " * 6,
-            b"P5 4 2 1023\n" + bytes(range(16)),
-        ],
-        "RAW": raw_files(photo),
-    }
-    return {name: files for name, files in seeds.items() if not formats or name in formats}
-
-
-def raw_files(photo: Image.Image) -> list[bytes]:
-    """What a sensor measured, with a preview in JPEG beside it: as DNG and NEF have it, and inside another container."""
-    preview = encode(photo.resize((640, 480)), "JPEG", quality=20)
-    sensor = np.asarray(photo.convert("L"), np.uint16)
-    dng = encode(Image.fromarray(sensor), "TIFF", tiffinfo={262: 32803, 274: 6}) + preview
-    return [dng, b"FUJIFILMCCD-RAW 0201" + bytes(64) + preview, b"IIU\0" + dng[4:]]
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def encode_by_opencv(suffix: str, image: np.ndarray) -> bytes:
-    return bytes(cv2.imencode(suffix, image)[1])
-
-
-def encode_deep_heif(deep: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    pillow_heif.encode("RGB;16", (deep.shape[1], deep.shape[0]), deep.tobytes(), buffer)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

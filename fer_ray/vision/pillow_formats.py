@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import pillow_heif
 from PIL import Image, ImageFile
 
 from fer_ray.typing import UInt8Array
+from fer_ray.vision.codestreams import av1_pixels, jpeg2000_bytes
 from fer_ray.vision.formats import Format
 from fer_ray.vision.jpeg import turn_upright
 from fer_ray.vision.pixels import RESULT_BYTES, check_bytes, check_pixels, is_dark, join_bytes, stored_bytes, to_bgr
@@ -25,7 +25,6 @@ _LOADING_BYTES = {Format.WEBP: 17, Format.AVIF: 20, Format.HEIF: 21, Format.GIF:
 _PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"))
 _PNG_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # these name the orientation
 MAX_PNG_TEXT_BYTES = 1 << 16
-_SIZ = b"\xff\x4f\xff\x51"  # how the codestream of JPEG 2000 begins
 _LOWER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 
@@ -38,7 +37,7 @@ def decode_with_pillow(content: bytes, kind: Format, max_megapixels: float, page
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pixels, orientation = _decode_stored(_without_extras(content) if kind == Format.PNG else content, kind, max_megapixels, page)
+        pixels, orientation = _decode_stored(_first_picture(content, kind), kind, max_megapixels, page)
     check_bytes(2 * RESULT_BYTES * pixels.shape[0] * pixels.shape[1], (pixels.shape[1], pixels.shape[0]))
     return turn_upright(pixels, orientation)
 
@@ -82,21 +81,12 @@ def _loading_bytes(image: Image.Image, content: bytes, kind: Format, page: Direc
     if kind == Format.PPM:
         loading = 3 * stored * pixels
     elif kind == Format.JPEG2000:
-        loading = stored * pixels + _jpeg2000_bytes(content)
+        loading = stored * pixels + jpeg2000_bytes(content)
+    elif kind == Format.AVIF:
+        loading = _LOADING_BYTES[kind] * max(pixels, av1_pixels(content))
     elif page is not None:
         loading = (2 if page.orientation > 1 else 1) * stored * pixels + page.buffer_bytes
     return max(loading, (stored + RESULT_BYTES) * pixels)
-
-
-def _jpeg2000_bytes(content: bytes) -> int:
-    """What OpenJPEG takes for the largest tile: four bytes for each sample, and a copy in one or two."""
-    needed, start = 0, content.find(_SIZ)
-    while start >= 0:
-        width, height, left, top, tile_width, tile_height, _, _, components = struct.unpack_from(">8IH", content, start + 8)
-        bits = max(content[start + 42 : start + 42 + 3 * components : 3], default=0) & 0x7F  # one less than there are
-        needed = max(needed, min(width - left, tile_width) * min(height - top, tile_height) * components * (5 if bits < 8 else 6))
-        start = content.find(_SIZ, start + 1)
-    return needed
 
 
 def _raw_mode(image: ImageFile.ImageFile | Image.Image) -> str:
@@ -115,6 +105,13 @@ def _lower_bytes(content: bytes, kind: Format, raw_mode: str) -> Image.Image:
             image.tile[place] = tile._replace(args=lower_mode if isinstance(tile.args, str) else (lower_mode, *(tile.args or ())[1:]))
         load(image)
         return image.getchannel(1) if is_gray else image.copy()
+
+
+def _first_picture(content: bytes, kind: Format) -> bytes:
+    """The file without its further frames, as far as these would be read with the first."""
+    if kind == Format.PNG:
+        return _without_extras(content)
+    return content[:8] + b"avif" + content[12:] if kind == Format.AVIF and content[8:12] == b"avis" else content
 
 
 def _without_extras(content: bytes) -> bytes:

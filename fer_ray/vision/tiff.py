@@ -28,7 +28,7 @@ _OLD_JPEG = 6
 _COMPRESSIONS = frozenset((1, 2, 3, 4, 5, 7, 8, 32771, 32773, 32946, 34925, 50000, 50001))
 _PHOTOMETRICS = frozenset((0, 1, 2, 3, 5, 6, 8))  # gray, RGB, palette, CMYK, YCbCr, CIELab; not the sensors' 32803 and 34892
 _BYTES_OF_TYPE = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_FORMAT_OF_TYPE = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_FORMAT_OF_TYPE = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _MAX_KEPT_VALUES = 64
 
 

@@ -17,6 +17,7 @@ from fer_ray.errors import ImageError
 from fer_ray.schema import Status
 from fer_ray.vision import decode as decoding
 from fer_ray.vision import pillow_formats, pixels
+from fer_ray.vision.codestreams import av1_pixels
 from fer_ray.vision.decode import decode
 
 
@@ -97,6 +98,21 @@ def test_an_image_that_would_fill_the_memory_is_refused_by_its_header(name: str)
     with pytest.raises(ImageError) as caught:
         decode(TOO_LARGE[name], 178 if name in BEYOND_MAX_MEGAPIXELS else 100, 720)
     assert caught.value.status == Status.TOO_LARGE, str(caught.value)
+
+
+def test_what_is_coded_counts_and_not_what_the_boxes_around_it_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = photograph(400, 300)
+    avif = encoded(photo, "AVIF", speed=10)
+    size = avif.index(b"ispe") + 8
+    lying = avif[:size] + struct.pack(">II", 64, 64) + avif[size + 8 :]
+    frames = encoded(photo, "AVIF", speed=10, save_all=True, append_images=[photo.transpose(Image.Transpose.ROTATE_180)])
+    assert [av1_pixels(content) for content in (avif, lying, frames)] == [400 * 300] * 3
+    monkeypatch.setattr(pixels, "MAX_DECODE_BYTES", 2_300_000)  # twenty bytes for each of 400 x 300 pixels are more
+    for content in (lying, encoded(photo, "JPEG2000", codeblock_size=(4, 4))):
+        with pytest.raises(ImageError) as caught:
+            decode(content, 100, 720)
+        assert caught.value.status == Status.TOO_LARGE
+    assert decode(encoded(photo, "JPEG2000", tile_size=(128, 128)), 100, 720).width == 400
 
 
 def peaks() -> Iterator[tuple[str, bytes]]:
