@@ -265,7 +265,10 @@ def _address(text: Any, base: str) -> str:
     if not is_remote(base):
         return absolute(os.path.join(base, text), "listed image")
     scheme, _, folder = base.partition("://")
-    return absolute(f"{scheme}://{posixpath.normpath(f'{folder}/{text}')}", "listed image")
+    path = posixpath.normpath(f"{folder}/{text}")
+    if not path.startswith(folder.partition("/")[0] + "/"):
+        raise ValueError("it leads out of its bucket")
+    return absolute(f"{scheme}://{path}", "listed image")
 
 
 def _size(value: Any) -> int | None:
