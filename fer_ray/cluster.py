@@ -9,6 +9,9 @@ import signal
 import socket
 from collections.abc import Callable
 
+# Ray would print a page where it ends a process for want of memory; what that means for the job is said in a sentence.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "failed due to oom")
+
 import psutil
 import ray
 

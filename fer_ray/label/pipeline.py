@@ -77,8 +77,8 @@ def label_to_staging(
     except (FerRayError, ray.exceptions.RayError) as error:
         if not is_short_of_memory(error):
             raise
-        tried = f"A machine ran out of memory, under {plural(fewer, 'worker')} too"
-        raise MemoryShortError(f"{tried}: ask for fewer with --workers, or for machines with more memory") from error
+        remedy = "lower --workers, or use machines with more memory" if fewer > 1 else "use machines with more memory"
+        raise MemoryShortError(f"A machine ran out of memory, under {plural(fewer, 'worker')} too: {remedy}") from error
 
 
 def _label(

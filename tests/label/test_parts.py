@@ -106,7 +106,7 @@ def test_a_machine_that_is_short_of_memory_is_tried_with_fewer_workers_and_then_
     assert pipeline.label_to_staging(run, plan, parts, lambda counts, images: None) == 1.0
     assert tries == [(4, 4), (3, 2)]
     is_helpless = True
-    with pytest.raises(MemoryShortError, match=r"^A machine ran out of memory, under 2 workers too: ask for fewer with --workers, or for"):
+    with pytest.raises(MemoryShortError, match=r"^A machine ran out of memory, under 2 workers too: lower --workers, or use"):
         pipeline.label_to_staging(run, plan, parts, lambda counts, images: None)
 
 
