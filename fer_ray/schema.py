@@ -3,7 +3,7 @@
 import datetime
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -52,6 +52,7 @@ class ImageEntry:
             object.__setattr__(self, "modified_at", None)
 
 
+COLD_CLASSES = ("GLACIER", "DEEP_ARCHIVE")  # storage classes of S3 whose objects must be restored before they can be read
 FIRST_YEAR, LAST_YEAR = 1678, 2261  # whole years that every reader of the tables can hold, those that count nanoseconds too
 SCHEMA_VERSION = 1
 ENTRIES_PER_BATCH = 8192
@@ -202,6 +203,11 @@ RUNS = pa.schema(
         _SCHEMA_VERSION_FIELD,
     ]
 )
+
+
+def archived(entry: ImageEntry, storage_class: str) -> ImageEntry:
+    """The entry of an object that is not asked for before it is restored."""
+    return replace(entry, status=Status.ARCHIVED, error=f"The object is archived ({storage_class}): restore it, and it will be labeled.")
 
 
 def time_of(seconds: float) -> datetime.datetime | None:

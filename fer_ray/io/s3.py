@@ -26,8 +26,8 @@ from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
 from fer_ray.io.pace import chunks_of, collect
 from fer_ray.io.ranged import open_by_ranges
 from fer_ray.io.s3_client import BROKEN_BODY, EXPRESS, SCHEME, Connection, connect, explained
-from fer_ray.io.s3_listing import list_objects
-from fer_ray.schema import ImageEntry
+from fer_ray.io.s3_listing import cold_class, list_objects
+from fer_ray.schema import ImageEntry, archived
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -61,10 +61,11 @@ class S3Store:
         prefix = key if not key or key.endswith("/") else key + "/"
         skipped = f"{excluded.rstrip('/')}/" if excluded else None
         with explained(folder, "listed"):
-            for found, size, modified_at, etag in list_objects(self._connection(bucket), bucket, prefix):
+            for found, size, modified_at, etag, cold in list_objects(self._connection(bucket), bucket, prefix):
                 uri = f"{SCHEME}{bucket}/{found}"
                 if skipped is None or not uri.startswith(skipped):
-                    yield ImageEntry(uri, size, modified_at, _bare(etag))
+                    entry = ImageEntry(uri, size, modified_at, _bare(etag))
+                    yield archived(entry, cold) if cold else entry
 
     def stat(self, uri: str) -> ImageEntry | None:
         """The object without its contents; None where there is none."""
@@ -76,7 +77,8 @@ class S3Store:
                 found = self._client(bucket).head_object(Bucket=bucket, Key=key)
         except FileNotFoundError:
             return None
-        return ImageEntry(uri, found["ContentLength"], found["LastModified"], _bare(found.get("ETag")))
+        entry, cold = ImageEntry(uri, found["ContentLength"], found["LastModified"], _bare(found.get("ETag"))), cold_class(found)
+        return archived(entry, cold) if cold else entry
 
     def read(self, uri: str, limit: float, start: int = 0, length: int | None = None, etag: str | None = None) -> bytes:
         """The object, or `length` bytes of it from `start`; with `etag`, only as long as it still has that one.

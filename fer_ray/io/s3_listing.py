@@ -12,7 +12,9 @@ import os
 import re
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 import botocore.exceptions
 from botocore.auth import S3SigV4Auth
@@ -21,9 +23,10 @@ from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 
 from fer_ray.io.s3_client import CONNECT_SECONDS, READ_SECONDS, Connection
+from fer_ray.schema import COLD_CLASSES
 
-Listed = tuple[str, int, datetime, str | None]
-"""Key, size, time and etag of an object."""
+Listed = tuple[str, int, datetime, str | None, str | None]
+"""Key, size, time and etag of an object, and its storage class where it must be restored before it can be read."""
 Page = tuple[list[Listed], str | None]
 """Objects, and what the next page is asked for with."""
 
@@ -46,8 +49,28 @@ def _ask_boto3(connection: Connection, bucket: str, prefix: str, token: str | No
     following = {"ContinuationToken": token} if token else {}
     answer = connection.client.list_objects_v2(Bucket=bucket, Prefix=prefix, EncodingType="url", **following)
     decode = urllib.parse.unquote_plus if answer.get("EncodingType") == "url" else str
-    page = [(decode(found["Key"]), found["Size"], found["LastModified"], found.get("ETag")) for found in answer.get("Contents", ())]
+    if any(found.get("StorageClass") in COLD_CLASSES for found in answer.get("Contents", ())):
+        answer = _with_restored(connection, bucket, prefix, following) or answer
+    page = [
+        (decode(found["Key"]), found["Size"], found["LastModified"], found.get("ETag"), cold_class(found))
+        for found in answer.get("Contents", ())
+    ]
     return page, answer.get("NextContinuationToken")
+
+
+def cold_class(found: dict[str, Any]) -> str | None:
+    """The storage class of an object that cannot be read before it is restored, from a listing or a HEAD; else None."""
+    storage_class = found.get("StorageClass")
+    restored = found.get("RestoreStatus", {}).get("RestoreExpiryDate") or 'ongoing-request="false"' in found.get("Restore", "")
+    return storage_class if storage_class in COLD_CLASSES and not restored else None
+
+
+def _with_restored(connection: Connection, bucket: str, prefix: str, following: dict[str, str]) -> dict[str, Any] | None:
+    """The page with what was restored, which has to be asked for; None of a store that does not know that."""
+    with suppress(botocore.exceptions.ClientError):
+        asked = {"EncodingType": "url", "OptionalObjectAttributes": ["RestoreStatus"], **following}
+        return dict(connection.client.list_objects_v2(Bucket=bucket, Prefix=prefix, **asked))
+    return None
 
 
 class _FastPages:
@@ -81,9 +104,11 @@ def _parse(text: str) -> Page | None:
     columns = [cells.findall(text) for cells in _CELLS]
     if "<ListBucketResult" not in text or any(len(column) != text.count("<Contents>") for column in columns):
         return None
+    if any(f">{name}</StorageClass>" in text for name in COLD_CLASSES):
+        return None  # boto3 asks what is restored
     decode = urllib.parse.unquote_plus if "<EncodingType>url</EncodingType>" in text else html.unescape
-    page = [
-        (decode(key), int(size), datetime.fromisoformat(time), etag.replace("&quot;", ""))
+    page: list[Listed] = [
+        (decode(key), int(size), datetime.fromisoformat(time), etag.replace("&quot;", ""), None)
         for key, size, time, etag in zip(*columns, strict=True)
     ]
     following = _NEXT.search(text)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 S3 = "s3://"
 CLOUDS = ("gs://", "az://")
 WEB = ("https://", "http://")
+ARCHIVED = ("InvalidObjectState", "BlobArchived")  # what S3 and Azure say of an object that has to be restored first
 MAX_SMALL_FILE = 256 << 20
 
 
@@ -177,7 +178,8 @@ class Storage:
         except TooLargeError as error:
             raise ImageError(Status.TOO_LARGE, f"The file has {error.size:,} bytes, the limit is {max_megabytes:g} megabytes.") from error
         except AccessError as error:
-            raise ImageError(Status.UNREADABLE, f"The file cannot be read ({error.reason}).") from error
+            status = Status.ARCHIVED if error.reason in ARCHIVED else Status.UNREADABLE
+            raise ImageError(status, f"The file cannot be read ({error.reason}).") from error
 
 
 def is_remote(uri: str) -> bool:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from fer_ray.errors import UsageError
 from fer_ray.io.folders import path_of_uri
 from fer_ray.io.storage import S3, Storage, absolute, is_remote, join, lower_name
-from fer_ray.schema import ImageEntry, Status, time_of
+from fer_ray.schema import COLD_CLASSES, ImageEntry, archived, time_of
 
 PARQUET = ".parquet"
 ROWS_PER_BATCH = 8192
@@ -30,7 +30,6 @@ MAX_JSON_LENGTH = 64 << 20  # characters of a .json, which is read at once; .jso
 MAX_LINE = 1 << 20  # characters; a packed list may hold any
 MAX_SIZE = 2**63  # bytes, what a column of the tables holds
 INVENTORY_SAMPLE = 1000  # rows that show what the columns of an S3 Inventory are
-ARCHIVED_CLASSES = ("GLACIER", "DEEP_ARCHIVE")
 
 # What a column of a list may be called, in other people's tools and in S3 Inventory, in small letters and digits alone; the first that
 # is there counts.
@@ -251,10 +250,8 @@ def _entry_of(cells: dict[str, Any], base: str) -> ImageEntry | None:
     etag = str(cells.get("etag") or "").strip('"') or None
     if size is None or (modified_at is None and etag is None):
         size, modified_at = None, None  # one without the other cannot tell whether an image changed
-    if cells.get("storage_class") in ARCHIVED_CLASSES:
-        error = f"The object is archived ({cells['storage_class']}): restore it."
-        return ImageEntry(uri, size, modified_at, etag, status=Status.ARCHIVED, error=error)
-    return ImageEntry(uri, size, modified_at, etag)
+    entry = ImageEntry(uri, size, modified_at, etag)
+    return archived(entry, cells["storage_class"]) if cells.get("storage_class") in COLD_CLASSES else entry
 
 
 def _address(text: Any, base: str) -> str:

@@ -59,7 +59,8 @@ def label(config: LabelConfig, progress: Progress | None = None) -> tuple[dict[s
             LOGGER.info(NEXT, _page(run))
     else:
         row = _execute(run, progress or LogProgress())
-    summary, failed_share = summarize(run, row), row["images_failed"] / max(1, row["images_total"])
+    tried = row["images_ok"] + row["images_no_face"] + row["images_failed"]  # the rest is archived
+    summary, failed_share = summarize(run, row), row["images_failed"] / max(1, tried)
     if failed_share <= config.max_error_share:
         return summary, EXIT_DONE
     if config.alarm_command:

@@ -187,7 +187,7 @@ def load_model(run: Run) -> Bundle[OnnxNetwork]:
 def count(images: Sequence[LabeledImage]) -> dict[str, int]:
     """How many images, faces and failed images these are."""
     faces = sum(len(image.faces) for image in images)
-    return {"images": len(images), "faces": faces, "failed": sum(image.error is not None for image in images)}
+    return {"images": len(images), "faces": faces, "failed": sum(image.status.is_failure for image in images)}
 
 
 def staging_table(manifest: pa.Table, images: Sequence[LabeledImage], provenance: Mapping[str, str]) -> pa.Table:

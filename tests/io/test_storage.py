@@ -1,5 +1,6 @@
 """Every file is listed once, in order, whatever its name; a name stands only for a whole file; in folders and in S3."""
 
+import dataclasses
 import os
 import pickle
 import re
@@ -21,6 +22,7 @@ from web_server import MODIFIED, Answer, WebServer
 
 from fer_ray.errors import AccessError, ImageError, StorageError, TooLargeError, UsageError
 from fer_ray.io import s3, s3_client, s3_listing, storage
+from fer_ray.io.inputs import list_images
 from fer_ray.io.storage import Storage, join
 from fer_ray.schema import ImageEntry, Status
 
@@ -320,6 +322,41 @@ def test_of_two_writers_of_one_name_the_first_stays(place: tuple[Storage, str]) 
     with store.open(target, read_ahead=2) as file:
         file.seek(2)
         assert (file.read(2), file.read(9), file.read(1)) == (b"ir", b"d", b"")
+
+
+def test_an_archived_object_is_a_row_without_a_get_until_it_is_restored(
+    s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, store = s3_server.client(), Storage(s3_server.endpoint)
+    for number in range(2 * KEYS_PER_PAGE):
+        storage_class = "DEEP_ARCHIVE" if number in (1, 2 * KEYS_PER_PAGE - 1) else "GLACIER" if number == 3 else "GLACIER_IR"
+        client.put_object(Bucket=bucket, Key=f"{number:04d}.jpg", Body=b"x", StorageClass=storage_class)
+    entries = list(list_images(store, [f"s3://{bucket}/"], ""))
+    assert [entry.image_uri[-8:-4] for entry in entries if entry.status] == ["0001", "0003", f"{2 * KEYS_PER_PAGE - 1:04d}"]
+    unlisted = ImageEntry(entries[3].image_uri, None, None)  # as a list without storage classes has it
+    for entry, reason in ((entries[1], "archived .DEEP_ARCHIVE."), (unlisted, "InvalidObjectState")):
+        with pytest.raises(ImageError, match=reason) as caught:
+            store.read_image(entry, 1)
+        assert caught.value.status == Status.ARCHIVED
+    assert not Status.ARCHIVED.is_failure
+    client.restore_object(Bucket=bucket, Key="0001.jpg", RestoreRequest={"Days": 1})
+    assert store.stat(entries[3].image_uri) == entries[3]
+    assert (restored := store.stat(entries[1].image_uri)) and restored == dataclasses.replace(entries[1], status=None, error=None)
+
+    connection = s3_client.connect(s3_server.endpoint, True, False, False)
+    ask = connection.client.list_objects_v2
+
+    def answer(**asked: object) -> dict[str, Any]:  # as AWS does; moto does not know what was restored
+        page = dict(ask(**asked))
+        for found in page["Contents"] if asked.get("OptionalObjectAttributes") == ["RestoreStatus"] else ():
+            if found["Key"] == "0001.jpg":
+                found["RestoreStatus"] = {"IsRestoreInProgress": False, "RestoreExpiryDate": MODIFIED}
+            if found["Key"] == "0003.jpg":
+                found["RestoreStatus"] = {"IsRestoreInProgress": True}
+        return page
+
+    monkeypatch.setattr(connection.client, "list_objects_v2", answer)
+    assert [entry.status for entry in list(store.list_files(f"s3://{bucket}"))[:5]] == [None, None, None, Status.ARCHIVED, None]
 
 
 def test_places_that_cannot_be_used_are_named(tmp_path: Path, s3_server: S3Server) -> None:
