@@ -18,6 +18,7 @@ import selectors
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -89,7 +90,7 @@ def watch(arguments: argparse.Namespace, start: int, end: int) -> list[dict[str,
     while start < end:
         command = [sys.executable, __file__, "--child", "--seed", str(arguments.seed), "--range", str(start), str(end)]
         command += ["--formats", *arguments.formats, *(["--files", str(arguments.files)] if arguments.files else [])]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        with subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:  # select sees no buffer
             outcome = None
             for line in lines_of(cast("IO[bytes]", child.stdout), arguments.seconds):
                 if line is None:
@@ -162,7 +163,18 @@ def mutation(arguments: argparse.Namespace, number: int) -> tuple[str, bytes]:
     content = bytearray(generator.choice(seeds[name]))
     for _ in range(generator.choice((1, 1, 1, 2, 4))):
         generator.choice((flip_bits, flip_bits, set_bytes, set_number, set_number, cut, splice))(content, generator, seeds[name])
+    if name == "PNG" and generator.random() < 0.5:
+        correct_checksums(content)
     return name, bytes(content)
+
+
+def correct_checksums(content: bytearray) -> None:
+    """Of a PNG's chunks: where these are wrong, no decoder looks at what was changed."""
+    at = 8
+    while at + 12 <= len(content):
+        end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+        content[end : end + 4] = zlib.crc32(content[at + 4 : end]).to_bytes(4, "big") if end + 4 <= len(content) else content[end : end + 4]
+        at = end + 4
 
 
 def place(content: bytearray, generator: random.Random) -> int:

@@ -152,7 +152,7 @@ def _attempt(decoder: Callable[[], _Result]) -> _Result:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(Status.TOO_LARGE, f"The image is too large to decode safely ({error}).") from error
+        raise ImageError(Status.TOO_LARGE, "The image has more than 178 megapixels, which is more than is ever decoded.") from error
     except UnidentifiedImageError as error:
         raise ImageError(Status.UNDECODABLE, "The file is not an image that can be decoded (its header is broken).") from error
     except Exception as error:  # a codec may raise anything for a broken file; the reason goes into the row

@@ -101,8 +101,8 @@ def format_of(content: bytes) -> Format:
     start = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, name in _OTHER_MAGIC:
         if content.startswith(magic) or start.startswith(magic.lower()):
-            raise _refused(f"The file is {name}, which is not decoded")
-    raise _refused("The file has no image format that is known here")
+            raise _refused(f"The file is {name}, which is not read")
+    raise _refused("The file has none of the image formats that are read")
 
 
 def _format_of_boxes(content: bytes) -> Format:
@@ -113,8 +113,8 @@ def _format_of_boxes(content: bytes) -> Format:
         return Format.AVIF
     if brands[0] in _BRANDS:
         return _BRANDS[brands[0]]
-    raise _refused("The file is a film (MP4 or QuickTime), which is not decoded")
+    raise _refused("The file is a film (MP4 or QuickTime), which is not read")
 
 
 def _refused(reason: str) -> ImageError:
-    return ImageError(Status.UNDECODABLE, f"{reason}: {_READ} are.")
+    return ImageError(Status.UNDECODABLE, f"{reason}; these are: {_READ}.")

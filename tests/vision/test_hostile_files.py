@@ -51,7 +51,7 @@ REFUSED = {
     "Photoshop": b"8BPS\0\x01",
     "an HTML page": b"\n<!DOCTYPE html><html><body>Sign in</body></html>",
     "a film": b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41",
-    "no image format": b"not an image",
+    "none of the image formats": b"not an image",
 }
 
 
