@@ -39,6 +39,7 @@ def run_training(run: TrainingRun, callbacks: Sequence[Any] = (), is_trial: bool
         UsageError: this machine is all there is, and lacks the CPUs or GPUs.
         TrainingError: the training failed, with the reason.
     """
+    from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     trainer = _make_trainer(run, callbacks, is_trial)
@@ -47,7 +48,7 @@ def run_training(run: TrainingRun, callbacks: Sequence[Any] = (), is_trial: bool
     failure.unlink(missing_ok=True)  # that of an earlier try
     try:
         result = trainer.fit()
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:  # the second where the process died that looks after the workers
         _raise_recorded(failure, kept)
         if is_short_of_memory(error):
             remedy = "lower --batch-size or --workers, or use machines with more memory"
