@@ -195,6 +195,6 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
 
 def test_a_training_that_ran_out_of_memory_says_so_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed = ray.exceptions.OutOfMemoryError("2 worker(s) were killed due to the node running low on memory.\nRefer to https://docs.ray.io")
-    monkeypatch.setattr(trainer, "_make_trainer", lambda run, callbacks: Mock(fit=Mock(side_effect=killed)))
+    monkeypatch.setattr(trainer, "_make_trainer", lambda *_: Mock(fit=Mock(side_effect=killed)))
     with pytest.raises(TrainingError, match=r"^A machine ran out of memory: lower --batch-size or .*; --resume continues from there\)\.$"):
         trainer.run_training(TrainingRun(TrainConfig("model", data=DatasetConfig("faces")), str(tmp_path)))
