@@ -123,10 +123,17 @@ def _decode_tiff(content: bytes, max_megapixels: float, enough_pixels: int) -> D
             raise _only_a_thumbnail(page.size)
     if page is None:
         raise ImageError(Status.UNDECODABLE, "The file is a TIFF without a picture.")
-    pixels = _attempt(lambda: decode_with_pillow(tiff.with_first(content, page), Format.TIFF, max_megapixels, page))
+    pixels = _attempt(lambda: _decode_page(content, page, max_megapixels))
     if page is not found[0] and not page.orientation and found[0].has_sub_directories:
         pixels = turn_upright(pixels, found[0].orientation)
     return _whole(pixels)
+
+
+def _decode_page(content: bytes, page: tiff.Directory, max_megapixels: float) -> UInt8Array:
+    content = tiff.with_first(content, page)
+    if page.is_deep_negative:
+        return 255 - decode_with_pillow(tiff.as_positive(content, page), Format.TIFF, max_megapixels, page)
+    return decode_with_pillow(content, Format.TIFF, max_megapixels, page)
 
 
 def _decode_preview(content: bytes, preview: tuple[int, JpegHeader] | None, max_megapixels: float, enough_pixels: int) -> DecodedImage:
@@ -154,7 +161,9 @@ def _attempt(decoder: Callable[[], _Result]) -> _Result:
     except Image.DecompressionBombError as error:
         raise ImageError(Status.TOO_LARGE, "The image has more than 178 megapixels, which is more than is ever decoded.") from error
     except UnidentifiedImageError as error:
-        raise ImageError(Status.UNDECODABLE, "The file is not an image that can be decoded (its header is broken).") from error
+        raise ImageError(
+            Status.UNDECODABLE, "The file is not an image that can be decoded (its header is broken, or of a kind that is not read)."
+        ) from error
     except Exception as error:  # a codec may raise anything for a broken file; the reason goes into the row
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ImageError(Status.UNDECODABLE, f"The file is not an image that can be decoded ({reason}).") from error

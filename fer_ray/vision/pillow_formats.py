@@ -68,6 +68,8 @@ def _decode_stored(content: bytes, kind: Format, max_megapixels: float, page: Di
         load(image)
         check_pixels(image.size, max_megapixels)
         orientation = 0 if kind == Format.TIFF else orientation_of_image(image)
+        if page and page.has_deep_planes and (not page.is_packed or is_dark(image)):
+            raise ValueError("samples of 16 bits in a plane for each colour are not read")
         if ";16" in raw_mode and not raw_mode.startswith("RGBa") and is_dark(image):
             check_bytes((2 * 4 + RESULT_BYTES) * image.width * image.height, image.size)
             return join_bytes(image, _lower_bytes(content, kind, raw_mode)), orientation

@@ -16,12 +16,13 @@ _COMPRESSION = 259
 _PHOTOMETRIC = 262
 _ORIENTATION = 274
 _SAMPLES = 277
+_PLANES = 284
 _ROWS_PER_STRIP = 278
 _TILE_WIDTH = 322
 _TILE_HEIGHT = 323
 _SUB_DIRECTORIES = 330
 _PICTURE = (_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES)
-_KEPT = frozenset((*_PICTURE, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SUB_DIRECTORIES))
+_KEPT = frozenset((*_PICTURE, _PLANES, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SUB_DIRECTORIES))
 _MASK = 4  # the subfile is a mask for transparency, no picture
 _OLD_JPEG = 6
 # None, CCITT, LZW, JPEG, Deflate, 16 bits padded, PackBits, LZMA, Zstandard, WebP; the RAWs' own are left out.
@@ -80,6 +81,21 @@ class Directory:
         return self.first(_COMPRESSION) == _OLD_JPEG and self.first(_PHOTOMETRIC) in _PHOTOMETRICS
 
     @property
+    def is_deep_negative(self) -> bool:
+        """Whether it is gray in 16 bits with white as zero, which Pillow shows inverted or not at all."""
+        return self.first(_PHOTOMETRIC, 1) == 0 and self.tags.get(_BITS) == (16,)
+
+    @property
+    def has_deep_planes(self) -> bool:
+        """Whether samples of 16 bits lie in a plane for each colour: Pillow reads these right only where they are packed."""
+        return self.first(_PLANES) == 2 and self.first(_SAMPLES) > 1 and self.first(_BITS) == 16
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its strips or tiles are compressed."""
+        return self.first(_COMPRESSION, 1) != 1
+
+    @property
     def buffer_bytes(self) -> int:
         """What libtiff needs beside the pixels: the largest strip or tile, at least as RGBA."""
         width, height = self.size
@@ -119,6 +135,14 @@ def with_first(content: bytes, directory: Directory) -> bytes:
     start = struct.pack(_byte_order(content) + ("Q" if is_big else "I"), directory.offset)
     at = 8 if is_big else 4
     return content if content[at : at + len(start)] == start else content[:at] + start + content[at + len(start) :]
+
+
+def as_positive(content: bytes, directory: Directory) -> bytes:
+    """The same file, in which this directory says that black is zero."""
+    order, is_big = _byte_order(content), content[2:4] in (b"+\0", b"\0+")
+    entry = struct.pack(order + ("HHQ" if is_big else "HHI"), _PHOTOMETRIC, 3, 1)
+    at = content.index(entry, directory.offset) + len(entry)
+    return content[:at] + struct.pack(order + "H", 1) + content[at + 2 :]
 
 
 def orientation_of(exif: bytes) -> int:

@@ -1,13 +1,14 @@
 """Photographs as cameras and scanners write them: RAW files, thumbnails first, few bits in sixteen, held in every way."""
 
 import io
+import zlib
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from tiffs import SHORT, Tags, page, tiff
+from tiffs import LONG, SHORT, Tags, page, tiff
 
 from fer_ray.errors import ImageError
 from fer_ray.schema import Status
@@ -82,6 +83,26 @@ def test_sixteen_bits_of_which_few_are_used_are_as_bright_as_others(kind: str, b
     options = [cv2.IMWRITE_TIFF_COMPRESSION, compression] if "tiff" in kind else []
     content = bytes(cv2.imencode(kind.split()[-1], deep[..., 0] if kind.startswith("gray") else deep, options)[1])
     assert np.abs(decode(content, 100, 720).pixels.astype(int) - wanted).max() <= 1
+
+
+def test_a_negative_of_sixteen_bits_is_seen_as_a_positive() -> None:
+    levels = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    negative = page(64, 64, {258: (SHORT, (16,)), 279: (LONG, (64 * 64 * 2,))}, photometric=0)
+    image = decode(tiff(negative, data=levels.tobytes()), 100, 720)
+    assert np.abs(image.pixels[..., 0] - (255 - levels / 257)).max() <= 1
+
+
+def test_planes_of_sixteen_bits_are_right_or_refused() -> None:
+    planes: Tags = {258: (SHORT, (16,) * 3), 279: (LONG, (64 * 64 * 2,) * 3), 284: (SHORT, (2,)), 278: (LONG, (64,))}
+    data = np.repeat(np.array([60000, 30000, 10000], np.uint16), 64 * 64)
+    loose = {**page(64, 64), **planes, 273: (LONG, (8, 8 + 8192, 8 + 16384))}
+    with pytest.raises(ImageError, match="plane"):
+        decode(tiff(loose, data=data.tobytes()), 100, 720)
+    packed = [zlib.compress(data[start : start + 4096].tobytes()) for start in (0, 4096, 8192)]
+    places = [8, 8 + len(packed[0]), 8 + len(packed[0]) + len(packed[1])]
+    dense = {**loose, 259: (SHORT, (8,)), 273: (LONG, tuple(places)), 279: (LONG, tuple(map(len, packed)))}
+    image = decode(tiff(dense, data=b"".join(packed)), 100, 720)
+    assert np.abs(image.pixels[0, 0].astype(int) - np.array([10000, 30000, 60000]) / 257).max() <= 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
