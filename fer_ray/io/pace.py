@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ProtocolError
 
 from fer_ray.errors import SlowError, TooLargeError
@@ -57,3 +61,38 @@ def chunks_of(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
     except ProtocolError as error:
         broken_off = error.args[-1]  # which has a better name
         raise broken_off if isinstance(broken_off, HTTPError) else error from None
+
+
+class _BeginsInTime:
+    """A connection that is ended where the head of an answer has not come in time; timeouts of sockets are for single bytes."""
+
+    def getresponse(self) -> Any:
+        giving_up = threading.Timer(SECONDS, self.sock.shutdown, [socket.SHUT_RDWR])  # type: ignore[attr-defined]
+        giving_up.daemon = True
+        giving_up.start()
+        try:
+            return super().getresponse()  # type: ignore[misc]
+        finally:
+            giving_up.cancel()
+
+
+class _HTTPConnection(_BeginsInTime, HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_BeginsInTime, HTTPSConnection):
+    pass
+
+
+class _HTTPPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
+def end_slow_heads(manager: urllib3.PoolManager) -> urllib3.PoolManager:
+    """The same manager; its connections end where an answer begins too slowly."""
+    manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+    return manager

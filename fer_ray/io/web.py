@@ -24,7 +24,7 @@ from urllib3.exceptions import HTTPError, IncompleteRead
 from urllib3.util import Timeout
 
 from fer_ray.errors import AccessError, TooLargeError, UsageError
-from fer_ray.io.pace import chunks_of, collect
+from fer_ray.io.pace import chunks_of, collect, end_slow_heads
 from fer_ray.io.ranged import RangedFile
 from fer_ray.schema import ImageEntry
 
@@ -145,9 +145,12 @@ def _body(answer: urllib3.BaseHTTPResponse, uri: str, limit: float, length: int 
 
 def _with_retries(uri: str, work: Callable[[], Answered]) -> Answered:
     """What comes in the end; urllib3 would write addresses into the log, with whatever secret a redirect gave them."""
+    started = time.monotonic()
     for attempt in range(ATTEMPTS - 1):
         with suppress(HTTPError, _OverloadedError):
             return work()
+        if time.monotonic() - started > READ_SECONDS / 2:
+            break  # a server that is silent has one more try
         time.sleep(random.uniform(0.5, 1) * SECONDS_BEFORE_RETRY * 2**attempt)
     try:
         return work()
@@ -201,11 +204,11 @@ def _pool(proxy: str | None) -> urllib3.PoolManager:
     """One a process, which threads share."""
     timeout, headers = Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS), {"User-Agent": "fer-ray", "Accept-Encoding": "identity"}
     if proxy is None:
-        return urllib3.PoolManager(SERVERS, headers, timeout=timeout, maxsize=CONNECTIONS)
+        return end_slow_heads(urllib3.PoolManager(SERVERS, headers, timeout=timeout, maxsize=CONNECTIONS))
     login = urllib.parse.urlsplit(proxy)
     name = urllib.parse.unquote(f"{login.username}:{login.password}") if login.username else None
     asked = urllib3.make_headers(proxy_basic_auth=name)
-    return urllib3.ProxyManager(proxy, SERVERS, headers, proxy_headers=asked, timeout=timeout, maxsize=CONNECTIONS)
+    return end_slow_heads(urllib3.ProxyManager(proxy, SERVERS, headers, proxy_headers=asked, timeout=timeout, maxsize=CONNECTIONS))
 
 
 def _time(text: str | None) -> datetime | None:

@@ -24,6 +24,10 @@ class Store(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         ASKED[self.path] += 1
+        for byte in b"HTTP/1.1 200 OK" if "head" in self.path else ():
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(0.2)
         self.send_response(200)
         for name, value in {"Content-Length": len(BODY), "ETag": '"a"', "Last-Modified": "Fri, 20 Nov 2026 12:30:00 GMT"}.items():
             self.send_header(name, str(value))
@@ -72,3 +76,10 @@ def test_an_object_that_trickles_is_a_row_in_time(endpoint: str, place: str, nam
     assert told.value.status == "unreadable"
     assert time.monotonic() - started < 8
     assert [count for path, count in ASKED.items() if "slow" in path] == [1]
+
+
+def test_an_answer_whose_head_trickles_is_a_row_in_time(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "READ_SECONDS", 1.0)
+    with pytest.raises(ImageError, match=r"The file cannot be read \(ProtocolError\)"):
+        Storage().read_image(ImageEntry(f"{endpoint}/head.jpg", len(BODY), None), 1)
+    assert ASKED["/head.jpg"] == 2
