@@ -172,6 +172,8 @@ def _json_rows(text: io.TextIOWrapper) -> Iterator[Row]:
     if len(content) > MAX_JSON_LENGTH:
         raise ValueError(f"it has more than {MAX_JSON_LENGTH:,} characters: write one object a line, as .jsonl")
     found = json.loads(content)
+    if isinstance(found, dict) and "fileSchema" in found:
+        raise KeyError("it is the manifest of an S3 Inventory: give the files that it names")
     rows = found.get("images") if isinstance(found, dict) else found  # as COCO has them
     if not isinstance(rows, list):
         raise KeyError("it holds no list of images")
