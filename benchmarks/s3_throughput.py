@@ -32,6 +32,7 @@ from stores import S3Server, free_port, wait_for
 
 from fer_ray import Labeler
 from fer_ray.io.inputs import list_images
+from fer_ray.io.outages import PatientReader
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.io.storage import Storage
 
@@ -130,8 +131,8 @@ def main() -> None:
 
 def compare_in_process(rounds: int, sources: dict[str, str], store: Store) -> None:
     """CPU milliseconds of one process for an image, fetched and labeled."""
-    labeler, fetcher = Labeler(threads=1), Fetcher(Storage(store.endpoint), 256)
-    entries = {name: list(list_images(fetcher.storage, [source], "")) for name, source in sources.items()}
+    labeler, fetcher = Labeler(threads=1), Fetcher(PatientReader(Storage(store.endpoint), 256))
+    entries = {name: list(list_images(fetcher.reader.storage, [source], "")) for name, source in sources.items()}
     costs: dict[str, list[float]] = {name: [] for name in sources}
     for number in range(rounds + 1):  # the first warms up
         for name in sorted(sources, reverse=bool(number % 2)):

@@ -77,6 +77,28 @@ class SlowError(AccessError):
         super().__init__(f"{uri} cannot be read ({reason}): check the store and the network.", reason)
 
 
+class OutageError(AccessError):
+    """The store or file system did not answer as one does: no connection, overloaded, broken off. It may do so in a while."""
+
+
+class ChangedError(AccessError):
+    """An object that is another one than was listed."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(f"{uri} changed since it was listed: start a new run.", "it changed since it was listed")
+
+    @classmethod
+    def check(cls, uri: str, listed: str | None, answered: str | None) -> None:
+        """Compare two etags, where both are known; a weak one does not tell that the bytes are the same.
+
+        Raises:
+            ChangedError: they differ.
+        """
+        known = listed and answered and not answered.startswith("W/")
+        if known and (answered or "").strip('"') != listed:
+            raise cls(uri)
+
+
 class TooLargeError(StorageError):
     """More bytes than the caller wants to hold; none were read."""
 

@@ -183,7 +183,7 @@ RUNS = pa.schema(
         _required("run_id", pa.string(), "name of the run"),
         _required("run_date", pa.date32(), "date of the run, the run_date=... folder of its rows"),
         _required("started_at", _TIMESTAMP, "when the run was first started"),
-        _required("finished_at", _TIMESTAMP, "when the run was committed"),
+        _required("finished_at", _TIMESTAMP, "when the run was committed, later than all runs before"),
         _required("status", pa.string(), "done"),
         _required("input_uri", pa.string(), "what was labeled, several inputs joined by a comma"),
         _required(

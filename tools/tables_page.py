@@ -16,7 +16,7 @@ DOCUMENTS = Path(__file__).parents[1] / "docs"
 _STATUSES = {
     Status.OK: "at least one face; its faces are in `faces`",
     Status.NO_FACE: "decoded, and no face found that is large and certain enough",
-    Status.UNREADABLE: "could not be fetched; the next run tries again",
+    Status.UNREADABLE: "could not be fetched while others could; the next run tries again",
     Status.UNDECODABLE: "not an image, or a broken one",
     Status.TOO_LARGE: "more bytes or pixels than the run was told to accept",
     Status.ARCHIVED: "in cold storage (GLACIER, DEEP_ARCHIVE), not asked for; labeled once it is restored; no failure",
@@ -55,12 +55,17 @@ joins both with `runs`.
   A file is complete when it appears, and is never rewritten once its run is committed.
 - **Exactly once.** After any number of crashes and restarts of one run, `images` has one row for each image of that run, and `faces` has
   each face of each `ok` image once: `face_count` rows.
-- **Incremental.** A run labels an image unless a committed row has the same `image_uri`, the same `model_version`, the same `etag` (or
-  `modified_at` and `size_bytes` where there is none) and a status other than `unreadable`. So new and changed images are labeled, a new
-  model labels everything, and what could not be fetched is tried again. `--all` labels every image regardless; other detector settings
-  alone make no image due. An image that was deleted keeps its rows.
+- **Incremental.** What is known of an image is its newest row with the same `model_version` and a status other than `unreadable`. A run
+  labels the image unless that row has its `etag` (or its `modified_at` and `size_bytes` where there is none). So new and changed images
+  are labeled, also one that came back to an earlier state, a new model labels everything, and what could not be fetched is tried again.
+  `--all` labels every image regardless; other detector settings alone make no image due. An image that was deleted keeps its rows.
 - **Latest.** So an image has a row from each run that labeled it. `images_latest` has each image once, from the newest of these runs (by
-  `finished_at`, then `run_id`), whatever its status and model; `faces_latest` has the faces of those rows.
+  `finished_at`, then `run_id`), whatever its model; `faces_latest` has the faces of those rows. A row `unreadable` stands there only
+  where no run could read the image: it says nothing of the picture and never takes the place of an older label.
+- **Order.** The run that was committed last is the newest: `finished_at` is later than that of every run before, also where the clock of
+  a machine was wrong.
+- **Outages.** What a store does is no row: while it is down a run waits, and then stops. `unreadable` is an image that could not be had
+  while others of its place could: forbidden, gone, or of another length or etag than the listing said.
 
 ## The views
 
@@ -152,7 +157,7 @@ _VIEWS = {
     "runs": "the committed runs",
     "images": "the images of committed runs, a row for each run that labeled them",
     "faces": "the faces of those images",
-    "images_latest": "each image once, from the newest run that labeled it",
+    "images_latest": "each image once, from the newest run that could read it",
     "faces_latest": "the faces of those images",
 }
 

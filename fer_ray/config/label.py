@@ -106,6 +106,9 @@ class LabelConfig(StoresConfig):
     )
     batch_size: int = option(default=64, help="images whose faces go through the model together", metavar="N", gt=0, group="Resources")
     keep_days: float = option(default=7.0, help="remove unfinished work that nobody touched for so many days", metavar="DAYS", gt=0)
+    wait_for_store: float = option(
+        default=300.0, help="wait so long for a store that is down, then end the run; the same command resumes it", metavar="SECONDS", ge=0
+    )
     workers: int | None = option(
         default=None,
         help="labeling processes, one CPU each; a cluster may grow for them (default: one for each CPU)",

@@ -13,10 +13,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import obstore
-from obstore.exceptions import BaseError, InvalidPathError, PreconditionError, UnauthenticatedError
+from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore
 
-from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
+from fer_ray.errors import AccessError, ChangedError, OutageError, StorageError, TooLargeError, UsageError
 from fer_ray.io.pace import collect
 from fer_ray.io.ranged import open_by_ranges
 from fer_ray.schema import ImageEntry
@@ -43,6 +43,7 @@ _ADDRESS = re.compile(r"(gs://|az://)([A-Za-z0-9$][A-Za-z0-9._-]{1,221})(?:/(.*)
 _ENDPOINTS = ("GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT")
 _WRONG_CREDENTIALS = {"AuthenticationFailed", "AuthorizationFailure", "InvalidAuthenticationInfo", "NoAuthenticationInformation"}
 _NO_BUCKET = {"ContainerNotFound", "NoSuchBucket"}
+_BUSY = ("408", "429")
 _NO_ANSWER = {"Connect": "no connection", "Timeout": "no answer in time"}
 
 
@@ -97,10 +98,11 @@ class CloudStore:
         options: GetOptions = {}
         if length is not None:
             options["range"] = (start, start + length)
-        if etag is not None:
+        if etag is not None and length is not None:
             options["if_match"] = f'"{etag}"'
         with _explained(uri, "read"):
             answer = obstore.get(self._store(uri), split(uri)[1], options=options)
+            ChangedError.check(uri, etag, answer.meta["e_tag"])
             first, end = answer.range
             if end - first > limit:
                 raise TooLargeError(end - first)
@@ -166,10 +168,12 @@ def _translated(error: Exception, uri: str, what: str) -> Exception:
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(uri)
     if isinstance(error, PreconditionError):
-        return AccessError(f"{uri} changed since it was listed: start a new run.", "it changed since it was listed")
+        return ChangedError(uri)
     if isinstance(error, UnauthenticatedError) or reason in _WRONG_CREDENTIALS or "token request" in text:
         return StorageError(f"The store refuses the credentials for {uri} ({reason}): check the environment or the machine's role.")
     if isinstance(error, InvalidPathError | ValueError):
         named = f"{uri} cannot be {what}, since names with empty parts, '.' or '..' between slashes are only known in S3"
         return AccessError(f"{named}: give another prefix or name.", "such names are only known in S3")
-    return AccessError(f"{uri} cannot be {what} ({reason}): check the permissions, the store and the network.", reason)
+    is_refused = isinstance(error, PermissionDeniedError) or (status and status[1].startswith("4") and status[1] not in _BUSY)
+    kind = AccessError if is_refused else OutageError
+    return kind(f"{uri} cannot be {what} ({reason}): check the permissions, the store and the network.", reason)

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
+from fer_ray.errors import AccessError, OutageError, StorageError, TooLargeError, UsageError
 from fer_ray.schema import ImageEntry, Status, time_of
 from fer_ray.text import plural, sanitize
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 WRITING = "_writing-"
 RAW_NAME_PREFIX = "file://"
+_OUTAGES = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENODEV, errno.ENXIO)
 
 
 class FolderStore:
@@ -130,6 +131,7 @@ class FolderStore:
         try:
             Path(tempfile.mkdtemp(prefix=WRITING, dir=existing)).rmdir()
         except OSError as error:
+            _raise_outage(folder, "written", error)
             raise StorageError(f"The folder {folder} cannot be written ({_reason(error)}): name another folder.") from error
 
     def check_listable(self, folder: str) -> None:
@@ -142,6 +144,8 @@ class FolderStore:
             with os.scandir(path_of_uri(folder)):
                 pass
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError):
+                _raise_outage(folder, "listed", error)
             raise UsageError(f"The folder {folder} cannot be listed ({_reason(error)}): name an existing one.") from error
 
     def _take_name(self, temporary: Path, path: Path, replace: bool) -> bool:
@@ -222,6 +226,7 @@ def _children(folder: str) -> Iterator[ImageEntry | os.DirEntry[str]]:
                 is_folder = _is_folder(entry)
                 found.append((os.fsencode(entry.name) + (b"/" if is_folder else b""), entry, is_folder))
     except OSError as error:
+        _raise_outage(folder, "listed", error)
         problem = f"The folder cannot be listed ({_reason(error)})."
         yield ImageEntry(uri_of_path(f"{folder.rstrip('/')}/"), None, None, status=Status.UNREADABLE, error=problem)
     for _, entry, is_folder in sorted(found):
@@ -242,8 +247,15 @@ def _look(entry: os.DirEntry[str]) -> ImageEntry:
     try:
         return _entry(entry.path, entry.stat())
     except OSError as error:
+        _raise_outage(entry.path, "read", error)
         problem = f"The file cannot be read ({_reason(error)})."
         return ImageEntry(uri_of_path(entry.path), None, None, status=Status.UNREADABLE, error=problem)
+
+
+def _raise_outage(path: str, what: str, error: OSError) -> None:
+    """What is wrong with the file system is no row: the listing ends."""
+    if isinstance(failure := _access_error(path, what, error), OutageError):
+        raise failure from error
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:
@@ -272,4 +284,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _access_error(uri: str, what: str, error: BaseException) -> AccessError:
-    return AccessError(f"{uri} cannot be {what} ({_reason(error)}): check the path, the permissions and the space left.", _reason(error))
+    kind = OutageError if getattr(error, "errno", None) in _OUTAGES else AccessError
+    return kind(f"{uri} cannot be {what} ({_reason(error)}): check the path, the permissions and the space left.", _reason(error))

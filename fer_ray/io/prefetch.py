@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from fer_ray.errors import ImageError
-from fer_ray.io.storage import Storage
+from fer_ray.io.outages import PatientReader
 from fer_ray.schema import ImageEntry
 
 THREADS = 16
@@ -20,15 +20,15 @@ UNKNOWN_SIZE = 4 << 20
 class Fetcher:
     """Reads images in threads, a bounded number and size ahead of whoever consumes them."""
 
-    def __init__(self, storage: Storage, max_megabytes: float) -> None:
-        self.storage, self.max_megabytes = storage, max_megabytes
+    def __init__(self, reader: PatientReader) -> None:
+        self.reader = reader
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch")
 
     def fetch(self, entries: Sequence[ImageEntry]) -> Iterator[bytes | ImageError]:
         """The bytes of each image, in order; an ImageError in place of one that cannot be read.
 
         Raises:
-            StorageError: nothing can be read with these credentials.
+            StorageError: nothing can be read with these credentials, or the store was down for long.
         """
         waiting: deque[tuple[int, Future[bytes | ImageError]]] = deque()
         ahead = 0
@@ -40,11 +40,5 @@ class Fetcher:
                 yield future.result()
             if entry is None:
                 return
-            waiting.append((size, self._threads.submit(self._read, entry)))
+            waiting.append((size, self._threads.submit(self.reader.read, entry)))
             ahead += size
-
-    def _read(self, entry: ImageEntry) -> bytes | ImageError:
-        try:
-            return self.storage.read_image(entry, self.max_megabytes)
-        except ImageError as error:
-            return error

@@ -22,7 +22,7 @@ import obstore.store
 from obstore.exceptions import BaseError
 from urllib3.exceptions import IncompleteRead
 
-from fer_ray.errors import AccessError, StorageError, TooLargeError, UsageError
+from fer_ray.errors import AccessError, ChangedError, StorageError, TooLargeError, UsageError
 from fer_ray.io.pace import chunks_of, collect
 from fer_ray.io.ranged import open_by_ranges
 from fer_ray.io.s3_client import BROKEN_BODY, EXPRESS, SCHEME, Connection, connect, explained
@@ -86,6 +86,8 @@ class S3Store:
         Raises:
             FileNotFoundError: there is no such object.
             TooLargeError: more than `limit` bytes would have to be read; they were not.
+            ChangedError: it has another etag.
+            OutageError: the store does not answer as one does.
         """
         if length == 0:
             return b""
@@ -93,18 +95,22 @@ class S3Store:
         connection = self._connection(bucket)
         fast_store = connection.fast_stores.get(bucket)
         if fast_store and not key.startswith("/") and not key.endswith("/"):
-            content = _read_fast(fast_store, key, limit, start, length, etag)
+            content = _read_fast(fast_store, uri, limit, start, length, etag)
             if content is not None:
                 return content
         conditions = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
-        if etag is not None:
+        if etag is not None and length is not None:
             conditions["IfMatch"] = f'"{etag}"'
 
         def get() -> bytes:
             answer = connection.client.get_object(Bucket=bucket, Key=key, **conditions)
-            if answer["ContentLength"] > limit:
+            try:
+                ChangedError.check(uri, etag, answer.get("ETag"))
+                if answer["ContentLength"] > limit:
+                    raise TooLargeError(answer["ContentLength"])
+            except StorageError:
                 answer["Body"].close()
-                raise TooLargeError(answer["ContentLength"])
+                raise
             with answer["Body"] as body:
                 content = collect(uri, chunks_of(body), limit)
             if len(content) < answer["ContentLength"]:
@@ -200,19 +206,20 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _read_fast(store: obstore.store.S3Store, key: str, limit: float, start: int, length: int | None, etag: str | None) -> bytes | None:
+def _read_fast(store: obstore.store.S3Store, uri: str, limit: float, start: int, length: int | None, etag: str | None) -> bytes | None:
     """The object or a part of it through obstore; None where boto3 has to be asked, if only for what is wrong."""
     options: GetOptions = {}
     if length is not None:
         options["range"] = (start, start + length)
-    if etag is not None:
+    if etag is not None and length is not None:
         options["if_match"] = f'"{etag}"'
     try:
-        answer = obstore.get(store, key, options=options)
+        answer = obstore.get(store, split(uri)[1], options=options)
+        ChangedError.check(uri, etag, answer.meta["e_tag"])
         first, end = answer.range
         if end - first > limit:
             raise TooLargeError(end - first)
-        content = collect(key, answer.stream(min_chunk_size=1), limit)
+        content = collect(uri, answer.stream(min_chunk_size=1), limit)
     except (BaseError, OSError, ValueError):
         return None
     return content if len(content) == end - first else None

@@ -24,10 +24,11 @@ from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from fer_ray.errors import AccessError, StorageError, UsageError
+from fer_ray.errors import AccessError, ChangedError, OutageError, StorageError, UsageError
 
 logger = logging.getLogger(__name__)
 
+_FULL = 507  # a store without space left
 REQUEST_ATTEMPTS = 8  # of one request, by botocore
 FIRST_ATTEMPTS = 4  # before anything was ever answered: a wrong address is said soon
 CONNECT_SECONDS = 10
@@ -60,6 +61,7 @@ _WRONG_CREDENTIALS = {
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
 }
+_OVERLOADED = {"InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException"}
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _EXISTS = {"409", "412", "ConditionalRequestConflict", "PreconditionFailed"}
 
@@ -188,13 +190,15 @@ def _translated(error: BaseException, uri: str, what: str) -> Exception:
     if code in _EXISTS and what == "written":
         return FileExistsError(uri)
     if code in _EXISTS:
-        return AccessError(f"{uri} changed since it was listed: start a new run.", "it changed since it was listed")
+        return ChangedError(uri)
     if code in _WRONG_CREDENTIALS or isinstance(error, _NO_CREDENTIALS):
         reason = code or "no complete credentials found"
         return StorageError(f"The store refuses the credentials for {uri} ({reason}): check the AWS environment, profile or role.")
     if code == "NoSuchBucket":
         return AccessError(f"The bucket of {uri} does not exist: name an existing one.", "the bucket does not exist")
-    if code:
-        return AccessError(f"{uri} cannot be {what} ({code}): check the permissions and the store.", code)
+    if isinstance(error, botocore.exceptions.ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        kind = OutageError if code in _OVERLOADED or status == 429 or (status >= 500 and status != _FULL) else AccessError
+        return kind(f"{uri} cannot be {what} ({code}): check the permissions and the store.", code)
     reason = type(error.__cause__ if isinstance(error, _NoContactError) else error).__name__
-    return AccessError(f"{uri} cannot be {what} ({reason}): check the endpoint and the network.", reason)
+    return OutageError(f"{uri} cannot be {what} ({reason}): check the endpoint and the network.", reason)

@@ -22,7 +22,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 
-from fer_ray.io.s3_client import CONNECT_SECONDS, READ_SECONDS, Connection
+from fer_ray.errors import OutageError
+from fer_ray.io.s3_client import CONNECT_SECONDS, READ_SECONDS, SCHEME, Connection
 from fer_ray.schema import COLD_CLASSES
 
 Listed = tuple[str, int, datetime, str | None, str | None]
@@ -49,6 +50,8 @@ def _ask_boto3(connection: Connection, bucket: str, prefix: str, token: str | No
     following = {"ContinuationToken": token} if token else {}
     answer = connection.client.list_objects_v2(Bucket=bucket, Prefix=prefix, EncodingType="url", **following)
     decode = urllib.parse.unquote_plus if answer.get("EncodingType") == "url" else str
+    if "IsTruncated" not in answer:  # every listing says so; a gateway's page does not, and must not pass for an empty bucket
+        raise OutageError(f"{SCHEME}{bucket}/{prefix} cannot be listed (what answered is no store): check the endpoint.", "no listing")
     if any(found.get("StorageClass") in COLD_CLASSES for found in answer.get("Contents", ())):
         answer = _with_restored(connection, bucket, prefix, following) or answer
     page = [

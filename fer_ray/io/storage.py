@@ -155,7 +155,7 @@ class Storage:
         self._writable(folder).check_writable(folder)
 
     def read_image(self, entry: ImageEntry, max_megabytes: float) -> bytes:
-        """The bytes of an image.
+        """The bytes of an image, as many as were listed and under the etag that was.
 
         Raises:
             ImageError: `unreadable` with the reason, or `too_large` when there are more than `max_megabytes`.
@@ -163,23 +163,34 @@ class Storage:
         """
         if entry.error is not None:
             raise ImageError(entry.status or Status.UNREADABLE, entry.error)
-        limit = max_megabytes * 1e6
+        limit, size = max_megabytes * 1e6, entry.size_bytes
         try:
             if entry.archive_uri is None or entry.data_offset is None:
-                return self.read(entry.image_uri, limit)
-            size = entry.size_bytes or 0
-            if entry.packed_bytes is None:
-                return self.read_part(entry.archive_uri, entry.data_offset, size, limit, entry.etag)
-            if size > limit:
-                raise TooLargeError(size)
-            return inflate(self.read_part(entry.archive_uri, entry.data_offset, entry.packed_bytes, limit, entry.etag), size)
+                return _whole(self._of(entry.image_uri).read(entry.image_uri, limit, etag=entry.etag), size)
+            if (size or 0) > limit:
+                raise TooLargeError(size or 0)
+            stored = size or 0 if entry.packed_bytes is None else entry.packed_bytes
+            content = _whole(self.read_part(entry.archive_uri, entry.data_offset, stored, limit, entry.etag), stored)
+            return content if entry.packed_bytes is None else inflate(content, size or 0)
         except FileNotFoundError as error:
             raise ImageError(Status.UNREADABLE, "The file cannot be read (it does not exist any more).") from error
         except TooLargeError as error:
+            if size is not None and size <= limit:
+                raise _other_length(error.size, size) from error
             raise ImageError(Status.TOO_LARGE, f"The file has {error.size:,} bytes, the limit is {max_megabytes:g} megabytes.") from error
         except AccessError as error:
             status = Status.ARCHIVED if error.reason in ARCHIVED else Status.UNREADABLE
             raise ImageError(status, f"The file cannot be read ({error.reason}).") from error
+
+
+def _whole(content: bytes, size: int | None) -> bytes:
+    if size is not None and len(content) != size:
+        raise _other_length(len(content), size)
+    return content
+
+
+def _other_length(size: int, listed: int) -> ImageError:
+    return ImageError(Status.UNREADABLE, f"The file cannot be read (it has {size:,} bytes and was listed with {listed:,}).")
 
 
 def is_remote(uri: str) -> bool:

@@ -23,7 +23,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, IncompleteRead
 from urllib3.util import Timeout
 
-from fer_ray.errors import AccessError, TooLargeError, UsageError
+from fer_ray.errors import AccessError, ChangedError, OutageError, TooLargeError, UsageError
 from fer_ray.io.pace import chunks_of, collect, end_slow_heads
 from fer_ray.io.ranged import RangedFile
 from fer_ray.schema import ImageEntry
@@ -86,9 +86,9 @@ class WebStore:
         if length == 0:
             return b""
         headers = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
-        if etag and not etag.startswith("W/"):  # a weak one does not tell that the bytes are the same
+        if etag and length is not None and not etag.startswith("W/"):  # a weak one does not tell that the bytes are the same
             headers["If-Match"] = f'"{etag}"'
-        return _with_retries(uri, lambda: _body(_ask("GET", uri, headers), uri, limit, length))
+        return _with_retries(uri, lambda: _body(_ask("GET", uri, headers), uri, limit, length, etag))
 
     def open(self, uri: str, read_ahead: int) -> io.BufferedReader:
         """The file, read by ranges of at least `read_ahead` bytes; whole where it is smaller or the server sends no ranges.
@@ -123,11 +123,12 @@ def check_address(uri: str) -> str:
     return uri
 
 
-def _body(answer: urllib3.BaseHTTPResponse, uri: str, limit: float, length: int | None) -> bytes:
+def _body(answer: urllib3.BaseHTTPResponse, uri: str, limit: float, length: int | None, etag: str | None) -> bytes:
     try:
         if answer.status in _MISSING:
             raise FileNotFoundError(uri)
         _check_status(answer, uri)
+        ChangedError.check(uri, etag, answer.headers.get("ETag"))
         if length is not None and answer.status != 206:
             raise AccessError(f"{uri} cannot be read (the server sends no parts of files): copy it here.", "the server sends no parts")
         announced = answer.headers.get("Content-Length", "")
@@ -156,7 +157,7 @@ def _with_retries(uri: str, work: Callable[[], Answered]) -> Answered:
         return work()
     except (HTTPError, _OverloadedError) as error:
         reason = str(error) if isinstance(error, _OverloadedError) else type(error).__name__
-        raise AccessError(f"{uri} cannot be read ({reason}): check the address and the network.", reason) from None
+        raise OutageError(f"{uri} cannot be read ({reason}): check the address and the network.", reason) from None
 
 
 def _look(method: str, uri: str, headers: Mapping[str, str] | None = None) -> urllib3.BaseHTTPResponse:
@@ -188,7 +189,7 @@ def _ask(method: str, uri: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPR
 
 def _check_status(answer: urllib3.BaseHTTPResponse, uri: str) -> None:
     if answer.status == 412:
-        raise AccessError(f"{uri} changed since it was listed: start a new run.", "it changed since it was listed")
+        raise ChangedError(uri)
     if answer.status not in (200, 206):
         reason = f"status {answer.status}"
         raise AccessError(f"{uri} cannot be read ({reason}): check the address and the server.", reason)

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from fer_ray.errors import ImageError
+from fer_ray.io.outages import PatientReader
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.label.incremental import Counts, find_due
 from fer_ray.label.outcome import known_and_ignored
@@ -69,7 +70,7 @@ def _seconds_per_image(run: Run, sample: list[ImageEntry]) -> float:
 
     with bundle.local_copy(run.storage, run.model) as folder:
         labeler = Labeler(folder, run.config.labeling, threads=1)
-    fetcher = Fetcher(run.storage, run.config.labeling.max_file_megabytes)
+    fetcher = Fetcher(PatientReader(run.storage, run.config.labeling.max_file_megabytes, run.config.wait_for_store, run.inputs))
     tried = sift(fetcher.fetch(sample), run.config.labeling, SandboxLimits(SECONDS, SECONDS_TOGETHER))
     sound = [entry for entry, image in zip(sample, tried, strict=True) if not isinstance(image, ImageError)]
     if not sound:

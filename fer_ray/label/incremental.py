@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -16,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fer_ray.data import demo_photos
-from fer_ray.errors import StorageError, UsageError
+from fer_ray.errors import OutageError, StorageError, UsageError
 from fer_ray.io.inputs import Selection, list_images
 from fer_ray.io.storage import Storage, join
 from fer_ray.schema import IMAGES, LISTING, ImageEntry, Status, as_batches
@@ -31,16 +33,19 @@ MEGABYTES = 96
 MEGABYTES_PER_MILLION_ROWS = 4
 ROWS_PER_BATCH = 16_384
 FIRST_LIMITED_BATCHES = 4  # of a run with a limit; twice as many each time that these hold too few images that are due
-_PUBLISHED = pa.schema([IMAGES.field(name) for name in ("image_uri", "size_bytes", "modified_at", "etag")])
+READER_THREADS = 16  # for the rows of runs
+KNOWN_IMAGES = 8
+_STATE_COLUMNS = ["image_uri", "size_bytes", "modified_at", "etag"]
+_PUBLISHED = pa.schema([*(IMAGES.field(name) for name in _STATE_COLUMNS), pa.field("place", pa.int32())])
 
 # An object store's etag tells the state of an image, otherwise time and size; a list of URIs that has neither says that
 # nothing changed. Both sides go through one sort, which spills to disk at any size; a hash table of one side would not.
 _STATE = "coalesce(etag, epoch_us(modified_at) || '/' || size_bytes, '') AS state"
 _TOGETHER = f"""
-    SELECT *, {_STATE}, false AS published FROM listed
+    SELECT *, {_STATE}, NULL AS place FROM listed
     UNION ALL BY NAME
-    SELECT image_uri, {_STATE}, true AS published FROM earlier
-    ORDER BY image_uri, state, published DESC
+    SELECT image_uri, {_STATE}, place FROM earlier
+    ORDER BY image_uri, place NULLS LAST, state
 """  # noqa: S608 - constants of this module
 
 Published = Callable[[], Iterator[pa.RecordBatch]]
@@ -74,6 +79,8 @@ def _list(run: Run, counts: Counts) -> Iterator[ImageEntry]:
     entries = _counting(listed, selection, counts)
     try:
         first = next(entries, None)
+    except OutageError:
+        raise
     except StorageError as error:
         raise UsageError(str(error)) from error
     if first is None:
@@ -121,30 +128,33 @@ def _due(listed: Iterator[pa.RecordBatch], published: Published, counts: Counts)
 
 
 def _mark_known(listed: Iterator[pa.RecordBatch], published: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The listed images, sorted, with a column `known`: whether a published image of the same address and state stands before it.
+    """The listed images, sorted, with a column `known`: whether the newest published row of the same address has the same state.
 
-    Listed a.jpg, b.jpg and c.jpg of 10 bytes each, published a.jpg of 10 and b.jpg of 9, sorted together:
+    Listed a.jpg, b.jpg and c.jpg of 10 bytes each; published a.jpg of 10, b.jpg of 10 and then of 9, sorted together:
 
-        image_uri  state  published      known
-        a.jpg      10     yes            (left out: not listed)
-        a.jpg      10     no             yes: the published row before it is the same
-        b.jpg      9      yes            (left out)
-        b.jpg      10     no             no: the image changed
-        c.jpg      10     no             no: the image is new
+        image_uri  state  place of its run  known
+        a.jpg      10     0                 (left out: not listed)
+        a.jpg      10     -                 yes: the published row before it is the same
+        b.jpg      10     0                 (left out)
+        b.jpg      9      1                 (left out)
+        b.jpg      10     -                 no: the image changed, though it was like this before
+        c.jpg      10     -                 no: the image is new
     """
-    before: tuple[str | None, str | None, bool] = (None, None, False)
+    newest: tuple[str | None, str | None] = (None, None)  # of what was published
     for table in _sorted_together(listed, published):
-        uris, states = (table[name].combine_chunks() for name in ("image_uri", "state"))
-        is_published = table["published"].to_numpy()
-        same = np.empty(len(table), bool)
-        same[0] = (uris[0].as_py(), states[0].as_py()) == before[:2]
-        same[1:] = pc.and_(pc.equal(uris[1:], uris[:-1]), pc.equal(states[1:], states[:-1])).to_numpy(zero_copy_only=False)
-        first_of_same = np.maximum.accumulate(np.where(same, -1, np.arange(len(table))))
-        known = np.where(first_of_same < 0, before[2], is_published[first_of_same])
-        before = (uris[-1].as_py(), states[-1].as_py(), bool(known[-1]))
-        marked = table.append_column("known", pa.array(known)).filter(pa.array(~is_published))
+        uris, states = (_with_first(table[name], before) for name, before in zip(("image_uri", "state"), newest, strict=True))
+        is_published = np.concatenate([[True], table["place"].is_valid().to_numpy()])
+        last = np.maximum.accumulate(np.where(is_published, np.arange(len(is_published)), 0))
+        newest = uris[last[-1]].as_py(), states[last[-1]].as_py()
+        is_same = pc.or_(pc.equal(states, states.take(last)), pc.equal(states, ""))  # what is listed without a state did not change
+        known = pc.and_(pc.equal(uris, uris.take(last)), is_same).fill_null(False)
+        marked = table.append_column("known", known[1:]).filter(pa.array(~is_published[1:]))
         if len(marked):
             yield marked
+
+
+def _with_first(column: pa.ChunkedArray, value: str | None) -> pa.Array:
+    return pa.concat_arrays([pa.array([value], pa.string()), *column.chunks])
 
 
 def _sorted_together(listed: Iterator[pa.RecordBatch], published: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -193,24 +203,57 @@ def _keep_failure(batches: Iterator[pa.RecordBatch], failures: list[Exception], 
         raise
 
 
+def run_places(storage: Storage, output: str) -> dict[str, tuple[datetime.datetime, str]]:
+    """The committed runs, and what orders them: when each was committed, and its id."""
+
+    def read(uri: str) -> tuple[datetime.datetime, str]:
+        try:
+            row = pq.read_table(pa.BufferReader(storage.read(uri)), columns=["finished_at", "run_id"]).to_pylist()[0]
+        except pa.ArrowException as error:
+            raise StorageError(f"The table file {uri} cannot be read: restore it, or remove all files of that run.") from error
+        return row["finished_at"], row["run_id"]
+
+    files = [entry.image_uri for entry in storage.list_files(join(output, "runs")) if entry.size_bytes]
+    with ThreadPoolExecutor(READER_THREADS) as threads:
+        return {PurePosixPath(file).stem: place for file, place in zip(files, threads.map(read, files), strict=True)}
+
+
 def published_images(storage: Storage, output: str, model_version: str) -> Iterator[pa.RecordBatch]:
-    """State columns of the images that committed runs labeled with this model (not those they could not read), streaming."""
-    runs = {PurePosixPath(entry.image_uri).stem for entry in storage.list_files(join(output, "runs")) if entry.size_bytes}
-    files = (entry.image_uri for entry in storage.list_files(join(output, "images")) if entry.image_uri.endswith(".parquet"))
-    for file in files:
-        run_id = PurePosixPath(file).stem.rpartition("-")[0]
-        if run_id in runs:
-            yield from _labeled_in(storage, file, model_version)
+    """What committed runs labeled with this model (not what they could not read): states, and places of the runs; streaming."""
+    committed = run_places(storage, output)
+    order = {run_id: place for place, run_id in enumerate(sorted(committed, key=lambda run_id: committed[run_id]))}
+    for file in _image_files(storage, output):
+        if (run_id := _run_of(file)) in order:
+            for batch in _labeled_in(storage, file, pc.field("model_version") == model_version):
+                place = pa.array([order[run_id]] * len(batch), pa.int32())
+                yield batch.append_column("place", place).select(_PUBLISHED.names).cast(_PUBLISHED)
 
 
-def _labeled_in(storage: Storage, file: str, model_version: str) -> Iterator[pa.RecordBatch]:
-    columns = [*_PUBLISHED.names, "model_version", "status"]
+def known_images(storage: Storage, output: str) -> list[ImageEntry]:
+    """Some images that the newest of the tables' files says were read, none from inside an archive."""
+    for file in reversed(list(_image_files(storage, output))):
+        for batch in _labeled_in(storage, file, pc.field("status").isin([Status.OK.value, Status.NO_FACE.value])):
+            rows = [row for row in batch.select(_STATE_COLUMNS).to_pylist() if "#" not in row["image_uri"]]
+            return [ImageEntry(**row) for row in rows[:: max(1, len(rows) // KNOWN_IMAGES)]]
+    return []
+
+
+def _image_files(storage: Storage, output: str) -> Iterator[str]:
+    return (entry.image_uri for entry in storage.list_files(join(output, "images")) if entry.image_uri.endswith(".parquet"))
+
+
+def _run_of(file: str) -> str:
+    return PurePosixPath(file).stem.rpartition("-")[0]
+
+
+def _labeled_in(storage: Storage, file: str, condition: pc.Expression) -> Iterator[pa.RecordBatch]:
+    """The rows of a file of images that meet the condition and could be read."""
+    columns = [*_STATE_COLUMNS, "model_version", "status"]
     with storage.open(file, read_ahead=1 << 16) as opened:
         stored = pq.ParquetFile(opened)
         for group in range(stored.num_row_groups):
             for batch in stored.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=columns, use_threads=False):
-                labeled = pc.and_(pc.equal(batch["model_version"], model_version), pc.not_equal(batch["status"], Status.UNREADABLE.value))
-                yield batch.filter(labeled).select(_PUBLISHED.names).cast(_PUBLISHED)
+                yield batch.filter(condition & (pc.field("status") != Status.UNREADABLE.value))
 
 
 def _without_repeats(table: pa.Table, last_uri: str | None) -> pa.Table:

@@ -111,9 +111,7 @@ def _execute(run: Run, progress: Progress) -> dict[str, Any]:
 
 def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress) -> dict[str, Any]:
     if not plan.images:
-        row = run_row(run, plan, Counter(), 0.0)
-        commit(run, row)
-        return row
+        return commit(run, run_row(run, plan, Counter(), 0.0))
     source = sanitize(run.input_uri)
     known = known_and_ignored(plan.skipped, plan.ignored)
     LOGGER.info("run %s: %s to label, %s, from %s", run.run_id, plural(plan.images, "image"), known, source)
@@ -132,8 +130,7 @@ def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress) ->
         seconds += _label_with_ray(run, plan, parts, report)
     progress.start("writing the tables")
     counts = publish_tables(run, plan)
-    row = run_row(run, plan, counts, labeled / seconds if seconds else 0.0)
-    commit(run, row)
+    row = commit(run, run_row(run, plan, counts, labeled / seconds if seconds else 0.0))
     progress.close()
     for line in describe(row, counts, labeled, seconds):
         LOGGER.info("%s", line)

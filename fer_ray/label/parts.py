@@ -15,15 +15,17 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray.errors import ImageError, MemoryShortError, StorageError
+from fer_ray.io.outages import PatientReader
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.label.labeler import Classifier, Labeler
-from fer_ray.label.plan import Part, Plan, open_manifest, staged_file
+from fer_ray.label.plan import Part, Plan, open_manifest, sample_images, staged_file
 from fer_ray.label.result import LabeledImage, image_columns, nested_faces
 from fer_ray.label.run import Run
 from fer_ray.models import bundle
@@ -143,7 +145,8 @@ class FetchingLabeler:
         self.config, self.batch_size = run.config.labeling, run.config.batch_size
         self.labeler = Labeler(model or load_model(run), self.config, threads=1)
         self.model_version, self.stage_seconds = self.labeler.model_version, self.labeler.stage_seconds
-        self.fetcher = Fetcher(run.storage, self.config.max_file_megabytes)
+        limit, wait = self.config.max_file_megabytes, run.config.wait_for_store
+        self.fetcher = Fetcher(PatientReader(run.storage, limit, wait, run.inputs, partial(sample_images, run)))
 
     def label_batches(self, entries: Sequence[ImageEntry], starts: int) -> Iterator[list[LabeledImage]]:
         images = self._timed(self.fetcher.fetch(entries))

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 
 from fer_ray.errors import StorageError, UsageError
 from fer_ray.io.storage import join
-from fer_ray.label.incremental import Counts
-from fer_ray.schema import MANIFEST
+from fer_ray.label.incremental import Counts, known_images
+from fer_ray.schema import LISTING, MANIFEST, ImageEntry
 
 if TYPE_CHECKING:
     from fer_ray.label.run import Run
@@ -36,6 +36,7 @@ ROWS_PER_FILE = 1_000_000
 MIN_PART_ROWS = 64  # the first parts of a run, a batch of faces each: a short run keeps every process busy, and a kill costs little
 MAX_PART_ROWS = 512
 PLAN_FILE = "plan.json"
+SAMPLE_PARTS = 8  # from all over the manifest, two images each
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,17 @@ def open_manifest(run: Run, plan: Plan, file: int) -> Iterator[pq.ParquetFile]:
     """A file of the manifest; its row groups are the parts."""
     with run.storage.open(_manifest_file(run, plan.attempt, file), read_ahead=1 << 18) as opened:
         yield pq.ParquetFile(opened)
+
+
+def sample_images(run: Run) -> Iterator[ImageEntry]:
+    """Some images from all over the manifest, and some that earlier runs read: whether a store is up shows in them."""
+    if plan := read_plan(run):
+        parts = read_parts(run, plan)
+        for part in parts[:: max(1, len(parts) // SAMPLE_PARTS)]:
+            with open_manifest(run, plan, part.file) as opened:
+                rows = opened.read_row_group(part.group, columns=LISTING.names).to_pylist()
+            yield from (ImageEntry(**rows[place]) for place in sorted({0, len(rows) // 2}))
+    yield from known_images(run.storage, run.output)
 
 
 def staged_file(run: Run, plan: Plan, part: Part) -> str:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from fer_ray.errors import PublishError
 from fer_ray.io.storage import join
+from fer_ray.label.incremental import run_places
 from fer_ray.label.plan import Part, Plan, open_manifest, read_parts, remove_work, staged_file
 from fer_ray.label.run import Run
 from fer_ray.label.views import write_views
@@ -73,12 +74,19 @@ def write_tables(run: Run, plan: Plan, parts: Sequence[Part]) -> Counter[str]:
     return counts - errors + Counter(dict(errors.most_common(MAX_ERRORS)))
 
 
-def commit(run: Run, row: dict[str, Any]) -> None:
-    """Write the run's row into `runs`, which makes its tables count, and remove the work that led to it."""
+def commit(run: Run, row: dict[str, Any]) -> dict[str, Any]:
+    """Write the run's row into `runs`, which makes its tables count, and remove the work that led to it.
+
+    Gives the row: it is newer than those of all runs that were committed before, whatever their clocks said.
+    """
     write_views(run.storage, run.output)
+    newest = max((place for run_id, place in run_places(run.storage, run.output).items() if run_id != run.run_id), default=None)
+    if newest:
+        row = row | {"finished_at": max(row["finished_at"], newest[0] + datetime.timedelta(microseconds=1))}
     with run.storage.writing(run.commit_file) as file:
         pq.write_table(pa.Table.from_pylist([row], schema=RUNS), file, compression="zstd")
     remove_work(run)
+    return row
 
 
 def clean_up(run: Run, keep_days: float) -> list[str]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from fer_ray.config.label import LabelConfig
 from fer_ray.data import demo_photos
-from fer_ray.errors import StorageError, UsageError
+from fer_ray.errors import OutageError, StorageError, UsageError
 from fer_ray.io.inputs import check_inputs
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.label.plan import PLAN_FILE, Plan, read_plan
@@ -92,6 +92,8 @@ def identify(config: LabelConfig) -> Run:
         if not config.dry_run:
             storage.check_writable(output)
         return name_run(Run(config.run_id, config.date(), inputs, output, model, model_version, config, storage))
+    except OutageError:
+        raise  # nothing is wrong with what was asked for
     except StorageError as error:
         raise UsageError(str(error)) from error
 

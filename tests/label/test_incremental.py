@@ -16,9 +16,9 @@ DAY = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
 STATE = ("image_uri", "size_bytes", "modified_at", "etag")
 
 
-def published(*entries: ImageEntry) -> list[pa.RecordBatch]:
-    schema = pa.schema([LISTING.field(name) for name in STATE])
-    rows = [{name: getattr(entry, name) for name in STATE} for entry in entries]
+def published(*entries: ImageEntry, place: int = 0) -> list[pa.RecordBatch]:
+    schema = pa.schema([*(LISTING.field(name) for name in STATE), pa.field("place", pa.int32())])
+    rows = [{name: getattr(entry, name) for name in STATE} | {"place": place} for entry in entries]
     return [pa.RecordBatch.from_pylist(rows, schema=schema)]
 
 
@@ -45,6 +45,17 @@ def test_an_image_is_due_when_its_state_is_new() -> None:
         assert due([entry], published(local, stored, named)) == ([entry], 0)
     same_object = dataclasses.replace(stored, modified_at=DAY + datetime.timedelta(days=1))
     assert due([same_object], known) == ([], 1), "an object store's etag says that it is the same"
+
+
+def test_only_the_newest_row_of_an_image_says_what_is_known() -> None:
+    first = ImageEntry("/a.jpg", 10, DAY)
+    second = dataclasses.replace(first, size_bytes=11)
+    of_list = ImageEntry("/a.jpg", None, None)
+    runs = [*published(second, place=12), *published(first, place=3), *published(first, place=7)]
+    assert due([first], runs) == ([first], 0), "it came back to an earlier state"
+    assert due([second], runs) == ([], 1)
+    assert due([of_list], runs) == ([], 1), "a list without states says that nothing changed"
+    assert due([first], [*runs, *published(of_list, place=13)]) == ([first], 0)
 
 
 def test_due_images_come_once_and_sorted_however_they_are_listed() -> None:

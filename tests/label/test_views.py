@@ -1,5 +1,6 @@
 """What analysts do with the tables of several nights: views, example queries, and four ways to read the files."""
 
+import datetime
 import json
 import re
 import shutil
@@ -15,12 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 import sqlglot
 from fsspec.implementations.local import LocalFileSystem
+from run_tables import run_row
 from sqlglot import expressions
 from tables_page import DOCUMENTS, example_queries, tables_document
 
 from fer_ray.config.label import LabelConfig
 from fer_ray.io.storage import Storage
 from fer_ray.label.job import label
+from fer_ray.label.publish import commit, table_file
+from fer_ray.label.run import Run
 from fer_ray.label.views import athena_views, duckdb_views, write_views
 from fer_ray.models import bundle
 from fer_ray.schema import FACES, IMAGES, RUNS
@@ -180,6 +184,30 @@ def test_a_tie_goes_to_the_greater_run_id_and_a_folder_of_any_name_will_do(archi
     expected = archive.latest_run | {name: "night-1" for name, run_id in archive.latest_run.items() if run_id == "backfill"}
     dates = {"night-1": "2026-11-20", "night-2": "2026-11-21"}
     assert sorted(latest) == sorted((str(archive.folder / name), run, dates[run], False) for name, run in expected.items())
+
+
+def test_an_image_that_could_not_be_read_keeps_its_label_and_the_run_that_commits_last_is_the_newest(
+    archive: Archive, tmp_path: Path
+) -> None:
+    """Whatever the clock of its machine said."""
+    output = tmp_path / "tables"
+    shutil.copytree(archive.output, output)
+    for run_id, status in (("night-5", "unreadable"), ("night-6", "no_face")):
+        config = LabelConfig((str(archive.folder),), str(output), run_id=run_id, run_date="2026-11-25")
+        run = Run(run_id, config.date(), config.input, str(output), "m", archive.model, config, Storage())
+        rows = pq.read_table(output / "images" / "run_date=2026-11-20" / "night-1-0.parquet", partitioning=None).to_pylist()
+        rows = [
+            row | {"run_id": run_id, "status": status} for row in rows if status == "unreadable" or row["image_uri"].endswith("2020/c.png")
+        ]
+        rows += [rows[0] | {"image_uri": "/never read.jpg", "image_id": "0"}]
+        file = Path(table_file(run, "images", 0))
+        file.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows, IMAGES), file)
+        commit(run, run_row(run, datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC), len(rows), 0))
+        write_views(Storage(), str(output))
+        found = dict(open_duckdb(output).sql("SELECT image_uri, run_id FROM images_latest").fetchall())
+        expected = {str(archive.folder / name): run for name, run in archive.latest_run.items()} | {"/never read.jpg": run_id}
+        assert found == expected | ({str(archive.folder / "2020/c.png"): run_id} if status == "no_face" else {})
 
 
 def test_a_run_that_commits_while_a_query_starts_is_seen_whole_or_not_at_all(archive: Archive, tmp_path: Path) -> None:
