@@ -185,6 +185,7 @@ def explained(uri: str, what: str) -> Iterator[None]:
 
 def _translated(error: BaseException, uri: str, what: str) -> Exception:
     code = error.response.get("Error", {}).get("Code", "") if isinstance(error, botocore.exceptions.ClientError) else ""
+    code = "AccessDenied" if code == "403" else code  # an answer without a body, to HEAD for one, has only the number
     if code in _MISSING:
         return FileNotFoundError(uri)
     if code in _EXISTS and what == "written":
