@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pictures import SHARED_DATA
+from rayless import label_without_ray
 
 from fer_ray import Labeler
 from fer_ray.config.label import LabelConfig
@@ -146,13 +147,13 @@ def test_a_published_run_is_not_done_again_and_its_id_is_not_reused(
     assert {file: file.stat().st_mtime_ns for file in output.rglob("*.parquet")} == before
 
 
-def test_a_second_model_a_limit_and_too_many_failures(archive: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_a_second_model_a_limit_and_too_many_failures(archive: Path, tmp_path: Path) -> None:
     """One small run without a run id: named by itself, with the commit row last, and exit code 3."""
     config = LabelConfig((str(archive),), str(tmp_path / "out"), limit=2, max_error_share=0.1)
     (tmp_path / "out" / "_staging" / "other-run").mkdir(parents=True)
-    summary, exit_code = label(config)
+    summary, exit_code = label_without_ray(config)
     assert exit_code == 0
-    again, _ = label(config)
+    again, _ = label_without_ray(config)
     assert summary["run_id"] != again["run_id"]
     assert str(again["run_id"]).endswith("-2")
     assert (again["images_total"], again["images_skipped"]) == (2, 2), "the next ones that are due"
@@ -160,7 +161,7 @@ def test_a_second_model_a_limit_and_too_many_failures(archive: Path, tmp_path: P
     failing.mkdir()
     (failing / "x.jpg").write_text("x")
     alarm = tmp_path / "alarm.json"
-    summary, exit_code = label(LabelConfig((str(failing),), str(tmp_path / "out"), alarm_command=f"tee '{alarm}'"))
+    summary, exit_code = label_without_ray(LabelConfig((str(failing),), str(tmp_path / "out"), alarm_command=f"tee '{alarm}'"))
     assert (summary["images_failed"], exit_code) == (1, 3)
     assert json.loads(alarm.read_text()) == summary
     events = [json.loads(line) for line in (tmp_path / "out" / "reports" / str(summary["run_id"]) / "log.jsonl").read_text().splitlines()]

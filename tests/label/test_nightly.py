@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import psutil
 import pytest
+from rayless import label_without_ray
 from sites import DEADLY, with_site
 from stores import FaultyProxy, S3Server
 
@@ -229,9 +230,7 @@ def test_two_that_plan_the_same_run_work_from_one_plan(unnamed: Run) -> None:
     assert [part.first_row for part in parts] == [sum(part.rows for part in parts[:n]) for n in range(len(parts))]
 
 
-def test_what_crashes_left_is_put_right_and_what_others_do_is_left_alone(
-    photographs: dict[str, Path], ray_cluster: None, tmp_path: Path
-) -> None:
+def test_what_crashes_left_is_put_right_and_what_others_do_is_left_alone(photographs: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     shutil.copy(photographs["grace_hopper"], tmp_path / "in")
     output = tmp_path / "out"
@@ -253,7 +252,7 @@ def test_what_crashes_left_is_put_right_and_what_others_do_is_left_alone(
     long_ago = time.time() - 8 * 86400
     for file in [*(output / "_manifest" / "dead").rglob("*"), *half]:
         os.utime(file, (long_ago, long_ago))
-    label(config)
+    label_without_ray(config)
     assert not [file for file in half if file.exists()]
     assert others.exists()
     assert sorted(path.name for path in (output / "_manifest").iterdir()) == ["at-work"]

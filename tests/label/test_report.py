@@ -15,6 +15,7 @@ import scipy.special
 from browser import browsed, fits, needs_browser
 from pages import Page
 from PIL import Image
+from rayless import label_without_ray
 from run_tables import write_run
 from stores import S3Server
 
@@ -37,7 +38,7 @@ FOLDERS = ["2025/01", "2025/02", "2026/01"]
 
 
 @pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path], ray_cluster: None) -> tuple[LabelConfig, Path]:
+def night(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path]) -> tuple[LabelConfig, Path]:
     """Demo photographs under names that want to be markup, labeled by the job itself; one is gone by the time of the report."""
     root = tmp_path_factory.mktemp("archive") / ("a_folder_" * 20)
     root.mkdir()
@@ -48,7 +49,7 @@ def night(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path]
     shutil.copy(photographs["grace_hopper"], root / "plain" / "hopper.jpg")
     (root / "plain" / BROKEN).write_text("no picture")
     config = LabelConfig((str(root),), str(root / "tables"), run_id="night-1", run_date="2026-11-20")
-    summary, exit_code = label(config)
+    summary, exit_code = label_without_ray(config)
     assert (exit_code, summary["images_total"], summary["images_failed"], summary["faces_total"]) == (0, 6, 1, 3)
     return config, root / "tables" / "reports" / "night-1" / "report.html"
 

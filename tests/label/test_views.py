@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 import sqlglot
 from fsspec.implementations.local import LocalFileSystem
+from rayless import label_without_ray
 from run_tables import run_row
 from sqlglot import expressions
 from tables_page import DOCUMENTS, example_queries, tables_document
 
 from fer_ray.config.label import LabelConfig
 from fer_ray.io.storage import Storage
-from fer_ray.label.job import label
 from fer_ray.label.publish import commit, table_file
 from fer_ray.label.run import Run
 from fer_ray.label.views import athena_views, duckdb_views, write_views
@@ -45,7 +45,7 @@ class Archive:
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path], ray_cluster: None) -> Archive:
+def archive(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path]) -> Archive:
     """Night 1 labels all, night 2 a changed and a new image, the backfill a folder with another model, night 3 finds nothing new.
 
     The backfill comes last, though its name and its date are first. A run that never committed left files beside them.
@@ -64,7 +64,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Pat
     other = other_bundle(root / "other model")
 
     def run(run_id: str, run_date: str, inputs: Path = folder, **options: Any) -> None:
-        _, exit_code = label(LabelConfig((str(inputs),), str(output), run_id=run_id, run_date=run_date, workers=1, **options))
+        _, exit_code = label_without_ray(LabelConfig((str(inputs),), str(output), run_id=run_id, run_date=run_date, workers=1, **options))
         assert exit_code == 0
 
     run("night-1", "2026-11-20")
