@@ -17,13 +17,28 @@ from fer_ray.cluster import start_with_known_address, start_with_retries
 from fer_ray.data import demo_photos
 from fer_ray.label.labeler import Labeler
 
-LONGEST_FIRST = ("system", "tune", "train", "label")  # two processes share the files; short ones fill what the long ones leave
+# Two processes share the files, of which each has the next one ready: what takes a minute of CPU time comes first, what takes none last.
+LONGEST_FIRST = (
+    "test_submission",
+    "test_tune_job",
+    "test_nightly",
+    "test_train_job",
+    "test_documented_commands",
+    "test_bundle",
+    "test_loop",
+    "test_export",
+    "test_label_job",
+    "test_batches",
+    "test_ensemble",
+    "test_views",
+    "test_evaluate_job",
+    "test_storage",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
-        folder = item.path.parent.name
-        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+        return LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=place)
 

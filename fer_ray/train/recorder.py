@@ -6,8 +6,9 @@ import datetime
 import json
 import shutil
 import time
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import NO_WEIGHTS, build
 from fer_ray.models.calibration import calibrate
 from fer_ray.train.loop import Epoch, State
+
+if TYPE_CHECKING:
+    import keras
 
 BEST_FOLDER = "best"  # in a checkpoint: the bundle of the best epoch so far
 STATE_FILE = "state.npz"  # in a checkpoint: what the next epoch starts from
@@ -61,7 +65,7 @@ class Recorder:
         if self.storage is None or self.event_log is None:
             return None
         if epoch.improved:
-            save_epoch(epoch, self.data, self.config, self.lineage, self.best)
+            self._save(epoch)
         _write_history(self.history, self.best)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
         shutil.copytree(self.best, self.checkpoint / BEST_FOLDER)
@@ -70,6 +74,30 @@ class Recorder:
         with (self.storage / PROGRESS_FILE).open("a", encoding="utf-8") as progress:
             progress.write(json.dumps(epoch.row()) + "\n")
         return self.checkpoint
+
+    def _save(self, epoch: Epoch) -> None:
+        """Save the model of this epoch as a bundle, calibrated on the validation split."""
+        self.best.mkdir(exist_ok=True)
+        self._network.set_weights(epoch.weights)
+        # Anew, as training may have used a coarser arithmetic.
+        logits = keras_bundle.predict_logits(self._network, self.data.validation.images)
+        temperature, figures = calibrate(logits, self.data.validation.labels)
+        lineage = {
+            "data_sha256": self.data.sha256,
+            "train_counts": self.data.train.counts(self.data.classes),
+            "validation_counts": self.data.validation.counts(self.data.classes),
+            "findings": list(self.data.findings),
+            "epoch": epoch.number,
+            **self.lineage,
+            "config": self.config.to_dict(),
+        }
+        members = [bundle.Member(keras_bundle.KerasNetwork(self._network), self.config.recipe.model)]
+        keras_bundle.save(str(self.best), members, keras_bundle.Description(self.data.classes, temperature, figures, lineage))
+
+    @cached_property
+    def _network(self) -> keras.Model:
+        """What is saved, built once: TensorFlow prepares itself anew for every new network."""
+        return build(self.config.recipe.model, len(self.data.classes), NO_WEIGHTS)
 
 
 class _EventLog:
@@ -100,23 +128,3 @@ def _write_history(rows: list[dict[str, Any]], folder: Path) -> None:
 
     table: pa.Table = pa.Table.from_pylist(rows)
     pq.write_table(table, folder / bundle.HISTORY_FILE)
-
-
-def save_epoch(epoch: Epoch, data: Dataset, config: TrainConfig, lineage: dict[str, Any], folder: Path) -> None:
-    """Save the model of this epoch as a bundle, calibrated on the validation split."""
-    folder.mkdir(exist_ok=True)
-    network = build(config.recipe.model, len(data.classes), NO_WEIGHTS)
-    network.set_weights(epoch.weights)
-    logits = keras_bundle.predict_logits(network, data.validation.images)  # anew, as training may have used a coarser arithmetic
-    temperature, figures = calibrate(logits, data.validation.labels)
-    lineage = {
-        "data_sha256": data.sha256,
-        "train_counts": data.train.counts(data.classes),
-        "validation_counts": data.validation.counts(data.classes),
-        "findings": list(data.findings),
-        "epoch": epoch.number,
-        **lineage,
-        "config": config.to_dict(),
-    }
-    members = [bundle.Member(keras_bundle.KerasNetwork(network), config.recipe.model)]
-    keras_bundle.save(str(folder), members, keras_bundle.Description(data.classes, temperature, figures, lineage))
