@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 Config = TypeVar("Config")
+MAX_REASON = 500  # characters of what the parser says, which repeats what it was given
 _GROUPS_FIRST = ("Input and output",)
 
 
@@ -54,7 +55,7 @@ def one_sentence(name: str) -> Iterator[None]:
     try:
         yield
     except CycloptsError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(str(error).split())[:MAX_REASON].rstrip(".")
         raise UsageError(f"{reason}{'' if reason.endswith('?') else '.'} See {name} --help.") from error
 
 

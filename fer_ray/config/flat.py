@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 import typing
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -16,6 +17,9 @@ from fer_ray.config.options import OptionSpec, wanted
 from fer_ray.errors import UsageError
 
 Config = TypeVar("Config")
+MAX_YAML_BYTES = 64 << 10
+MAX_DEPTH = 8  # a mapping with lists has 2
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
 RECIPES = ("classic", "fer2013", "ferplus")
 
 
@@ -29,24 +33,46 @@ def read_yaml(name: str, options: Mapping[str, OptionSpec]) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or holds an unknown name or a value of a wrong type.
     """
-    import yaml
-
-    file = Path(name).expanduser()
-    try:
-        bundled = name in RECIPES and not file.exists()
-        text = (resources.files("fer_ray.config") / "recipes" / f"{name}.yaml").read_text("utf-8") if bundled else file.read_text("utf-8")
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"The configuration file {name} cannot be read ({' '.join(str(error).split())}).") from error
+    content = _load(name)
     if not isinstance(content, dict):
         raise UsageError(f"The configuration file {name} must hold one `name: value` a line.")
     values = {}
     for key, value in content.items():
         option = str(key).replace("-", "_")
         if option not in options:
-            raise UsageError(f"The key {key!r} in {name} is no setting of this job{did_you_mean(option, options)} --help lists them.")
+            raise UsageError(
+                f"The key {reprlib.repr(key)} in {name} is no setting of this job{did_you_mean(option, options)} --help lists them."
+            )
         values[option] = convert(value, options[option], name)
     return values
+
+
+def _load(name: str) -> Any:
+    """What YAML makes of the file."""
+    import yaml
+
+    try:
+        file = Path(name).expanduser()
+        bundled = name in RECIPES and not file.exists()
+        with (resources.files("fer_ray.config") / "recipes" / f"{name}.yaml").open("rb") if bundled else file.open("rb") as opened:
+            content = opened.read(MAX_YAML_BYTES + 1)
+        if len(content) > MAX_YAML_BYTES:
+            raise ValueError(f"it is larger than {MAX_YAML_BYTES:,} bytes")
+        text = content.decode()
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.CollectionStartEvent) and event.anchor:  # lists of lists of the same list unfold to gigabytes
+                raise ValueError(f"the anchor &{event.anchor[:40]} stands at a list or mapping: write it out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:  # the time that YAML takes grows with its square
+                raise ValueError("it is nested too deeply")
+        loader = yaml.SafeLoader(text)
+        resolvers = loader.yaml_implicit_resolvers  # dates stay text, which the setting reads
+        loader.yaml_implicit_resolvers = {first: [one for one in found if one[0] != _TIMESTAMP] for first, found in resolvers.items()}
+        return loader.get_single_data()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"The configuration file {name} cannot be read ({reason}).") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -74,7 +100,7 @@ def convert(value: Any, option: OptionSpec, file: str) -> Any:
     truths = any(isinstance(item, bool) for item in items)
     try:
         if truths and option.annotation is not bool:
-            raise UsageError(f"The key {option.name!r} in {file} must be a value, not {value!r}.")
+            raise UsageError(f"The key {option.name!r} in {file} must be a value, not {reprlib.repr(value)}.")
         return option.adapter().validate_python(value)
     except pydantic.ValidationError as error:
         raise UsageError(f"The key {option.name!r} in {file} must be {wanted(error.errors(include_url=False)[0])}.") from error

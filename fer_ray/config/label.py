@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
+import reprlib
 from dataclasses import field
 from typing import Any
 
@@ -12,6 +13,8 @@ from fer_ray.config.options import PathText, check, check_part, config, option
 from fer_ray.config.stores import StoresConfig
 from fer_ray.errors import UsageError
 
+MAX_DAYS = 36_500.0  # a hundred years: dates end in the year 9999
+MAX_WORKERS = 100_000
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _RUN_ID_RULE = "The run id must be 1 to 128 letters, digits, '.', '_' or '-' and begin with a letter or digit."
 
@@ -105,7 +108,9 @@ class LabelConfig(StoresConfig):
         default="", help="run this command then, without a shell; the summary comes as JSON on its standard input", metavar="COMMAND"
     )
     batch_size: int = option(default=64, help="images whose faces go through the model together", metavar="N", gt=0, group="Resources")
-    keep_days: float = option(default=7.0, help="remove unfinished work that nobody touched for so many days", metavar="DAYS", gt=0)
+    keep_days: float = option(
+        default=7.0, help="remove unfinished work that nobody touched for so many days", metavar="DAYS", gt=0, le=MAX_DAYS
+    )
     wait_for_store: float = option(
         default=300.0, help="wait so long for a store that is down, then end the run; the same command resumes it", metavar="SECONDS", ge=0
     )
@@ -138,7 +143,7 @@ class LabelConfig(StoresConfig):
             try:
                 datetime.date.fromisoformat(self.run_date)
             except ValueError as error:
-                raise UsageError(f"The run date {self.run_date!r} is not a date like 2026-11-21.") from error
+                raise UsageError(f"The run date {reprlib.repr(self.run_date)} is not a date like 2026-11-21.") from error
 
     def date(self) -> datetime.date:
         """The run date, today in UTC unless one was given."""

@@ -25,8 +25,10 @@ PathText = Annotated[str, pydantic.AfterValidator(os.path.expanduser)]
 
 Config = TypeVar("Config")
 Option = TypeVar("Option")
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text", "tuple": "a list"}
+_KINDS = {"int": "a whole number", "float": "a number", "finite": "a number", "bool": "true or false", "string": "text", "tuple": "a list"}
 _ADAPTER: Any = pydantic.TypeAdapter
+_MAX_NUMBER = 2**32 - 1  # the largest seed, and more than anything else needs
+_PYDANTIC = pydantic.ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
@@ -71,7 +73,7 @@ def config(title: str) -> Callable[[type[Config]], type[Config]]:
     """Make a frozen class of options, whose checks raise a UsageError; `title` heads them in `--help`."""
 
     def decorate(cls: type[Config]) -> type[Config]:
-        made: Any = pydantic_dataclass(cls, frozen=True, config=pydantic.ConfigDict(coerce_numbers_to_str=True))
+        made: Any = pydantic_dataclass(cls, frozen=True, config=_PYDANTIC)
         made.options_title = title
         checked = made.__init__
 
@@ -81,11 +83,30 @@ def config(title: str) -> Callable[[type[Config]], type[Config]]:
                 checked(self, *arguments, **settings)
             except pydantic.ValidationError as error:
                 raise UsageError(f"{_complaint(error, made)}.") from error
+            for field in dataclasses.fields(self):
+                _check_value(field.name, getattr(self, field.name))
 
         made.__init__ = check_and_say
         return typing.cast("type[Config]", made)
 
     return decorate
+
+
+def _check_value(name: str, value: Any) -> None:
+    """What no option can be: a number that libraries do not take, or a text that is no name on any machine."""
+    for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, (int, float)) and abs(item) > _MAX_NUMBER:
+            raise UsageError(f"The setting {name} must be at most {_MAX_NUMBER:,}, not {reprlib.repr(item)}.")
+        if isinstance(item, str) and ("\0" in item or not _is_a_name(item)):
+            raise UsageError(f"The setting {name} must be text without zero bytes and halves of characters, not {reprlib.repr(item)}.")
+
+
+def _is_a_name(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _complaint(error: pydantic.ValidationError, config_class: Any) -> str:
@@ -105,7 +126,7 @@ def wanted(found: Mapping[str, Any]) -> str:
     bounds, value = found.get("ctx", {}), found["input"]
     for name, word in _BOUNDS.items():
         if name in bounds:
-            return f"{word} {bounds[name]:g}, not {value}"
+            return f"{word} {bounds[name]:g}, not {reprlib.repr(value)}"
     if found["type"] == "string_pattern_mismatch":
         return f"one of {', '.join(bounds['pattern'][2:-2].split('|'))}, not {reprlib.repr(value)}"
     kind = next((words for prefix, words in _KINDS.items() if found["type"].startswith(prefix)), found["msg"])
@@ -155,7 +176,7 @@ def options_of(config_class: Any) -> dict[str, OptionSpec]:
             shown["metavar"],
             shown["group"] or config_class.options_title,
             tuple(shown["choices"]),
-            functools.partial(_ADAPTER, kind, config=pydantic.ConfigDict(coerce_numbers_to_str=True)),
+            functools.partial(_ADAPTER, kind, config=_PYDANTIC),
         )
     return found
 

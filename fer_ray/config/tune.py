@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
 from dataclasses import field
 from typing import Any
 
@@ -16,6 +17,7 @@ SEARCHERS = ("tpe", "random", "grid")
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 OBJECTIVES = ("accuracy", "macro_f1", "nll")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
+_MAX_TIME = 1e6  # hours, and so of any unit
 _NOT_OF_THE_SEARCH = ("output", "resume", "max_concurrent", "time_budget", "train_best", "ensemble")
 
 
@@ -75,8 +77,8 @@ class TuneConfig:
         if not self.time_budget:
             return None
         match = _DURATION.fullmatch(self.time_budget)
-        if match is None or not float(match[1]):
-            raise UsageError(f"The time budget {self.time_budget!r} must be a number with s, m or h, such as 90m.")
+        if match is None or not 0 < float(match[1]) < _MAX_TIME:
+            raise UsageError(f"The time budget {reprlib.repr(self.time_budget)} must be a number with s, m or h, such as 90m.")
         return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
     def to_dict(self) -> dict[str, Any]:

@@ -37,13 +37,32 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) 
         ("- 1", "name: value"),
         ("a: [", "cannot be read"),
         ("min_face_score: 2", "must be at most 1, not 2"),
+        ("run_date: 2026-02-30", "'2026-02-30' is not a date"),
+        ("keep_days: .inf", "'keep_days' in .* must be a number, not inf"),
+        ("keep_days: 1e9", "at most 36500"),
+        ("unknown_below: .nan", "'unknown_below' in .* must be a number, not nan"),
+        ("batch_size: 999999999999999999999999999999", "batch_size must be at most 4,294,967,295"),
+        ("batch_size: &x [*x]", "anchor &x"),
+        ("batch_size: &a [x, x]\nlimit: [*a, *a]", "anchor &a"),
+        ("? &a [*a]\n: 1", "cannot be read"),
+        ("a: !!bool x", "cannot be read"),
+        ("a: !!timestamp x", "cannot be read"),
+        ("[" * 50_000, "nested too deeply"),
+        ("a: " + "9" * 5000, "cannot be read"),
+        ("model: " + "x" * 70_000, "larger than 65,536 bytes"),
+        ('run_id: "a\\0b"', "run id"),
+        ('model: "a\\0b"', "model must be text without zero bytes"),
+        ('output: "\\ud800"', "output must be text without"),
+        ("? [1, 2]\n: 3", "cannot be read"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, complaint: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(content)
-    with pytest.raises(UsageError, match=complaint):
-        label("--output", "o", "--config", str(file))
+    with pytest.raises(UsageError, match=complaint) as refused:
+        label(*([] if "output" in content else ["--output", "o"]), "--config", str(file))
+    assert len(str(refused.value)) < 700
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +76,11 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, complaint
         (["--output", "o", "--max-megapixels", "1000"], "178"),
         (["--outptu", "o"], "--outptu. Did you mean --output?"),
         (["--output", "o", "--min-face-score", "2"], "at most 1, not 2"),
+        (["--output", "o", "--run-date", "2026-02-30"], "2026-02-30"),
+        (["--output", "o", "--keep-days", "inf"], "keep_days must be a number, not inf"),
+        (["--output", "o", "--max-file-megabytes", "nan"], "max_file_megabytes must be a number, not nan"),
+        (["--output", "o", "--keep-days", "1e300"], "at most 36500"),
+        (["--output", "o", "--limit", "9" * 5000], "unable to convert"),
     ],
 )
 def test_a_wrong_command_line_is_refused_by_name(arguments: list[str], complaint: str) -> None:

@@ -128,7 +128,7 @@ WRONG = [
     ("learning_rate: {log: [0, 1]}", 1, "above 0"),
     ("learning_rate: {log: [0.1]}", 1, "two numbers"),
     ("learning_rate: {log: [.nan, 1]}", 1, "cannot be used"),
-    ("learning_rate: {log: [0.1, 1e400]}", 1, "not inf"),
+    ("learning_rate: {log: [0.1, 1e400]}", 1, "not .1e400"),
     ("learning_rate: {choice: [0.1, high]}", 1, "must be a number, not 'high'"),
     ("batch_size: {uniform: [16, 64]}", 1, "use integer"),
     ("batch_size: {log: [16, 64]}", 1, "use log_integer"),
