@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-
-# What the header below misses, OpenCV's own limit stops: the most that `max_megapixels` may be.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", "178000000")
 
 import cv2
 import numpy as np
