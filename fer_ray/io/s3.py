@@ -22,10 +22,10 @@ import obstore.store
 from obstore.exceptions import BaseError
 from urllib3.exceptions import IncompleteRead
 
-from fer_ray.errors import AccessError, ChangedError, StorageError, TooLargeError, UsageError
+from fer_ray.errors import AccessError, ChangedError, OutageError, StorageError, TooLargeError, UsageError
 from fer_ray.io.pace import chunks_of, collect
 from fer_ray.io.ranged import open_by_ranges
-from fer_ray.io.s3_client import BROKEN_BODY, EXPRESS, SCHEME, Connection, connect, explained
+from fer_ray.io.s3_client import BROKEN_BODY, EXPRESS, READ_SECONDS, SCHEME, Connection, connect, explained
 from fer_ray.io.s3_listing import cold_class, list_objects
 from fer_ray.schema import ImageEntry, archived
 
@@ -213,6 +213,7 @@ def _read_fast(store: obstore.store.S3Store, uri: str, limit: float, start: int,
         options["range"] = (start, start + length)
     if etag is not None and length is not None:
         options["if_match"] = f'"{etag}"'
+    started = time.monotonic()
     try:
         answer = obstore.get(store, split(uri)[1], options=options)
         ChangedError.check(uri, etag, answer.meta["e_tag"])
@@ -221,6 +222,10 @@ def _read_fast(store: obstore.store.S3Store, uri: str, limit: float, start: int,
             raise TooLargeError(end - first)
         content = collect(uri, answer.stream(min_chunk_size=1), limit)
     except (BaseError, OSError, ValueError):
+        if time.monotonic() - started >= READ_SECONDS:  # boto3 would wait as long, eight times
+            raise OutageError(
+                f"{uri} cannot be read (no answer in time): check the endpoint and the network.", "no answer in time"
+            ) from None
         return None
     return content if len(content) == end - first else None
 

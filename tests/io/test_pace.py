@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from fer_ray.errors import ImageError
-from fer_ray.io import cloud, pace, web
+from fer_ray.errors import ImageError, OutageError
+from fer_ray.io import cloud, pace, s3, s3_client, web
 from fer_ray.io.storage import Storage
 from fer_ray.schema import ImageEntry
 
@@ -24,6 +24,7 @@ class Store(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         ASKED[self.path] += 1
+        time.sleep(4 * ("silent" in self.path))
         for byte in b"HTTP/1.1 200 OK" if "head" in self.path else ():
             self.wfile.write(bytes([byte]))
             self.wfile.flush()
@@ -83,3 +84,14 @@ def test_an_answer_whose_head_trickles_is_a_row_in_time(endpoint: str, monkeypat
     with pytest.raises(ImageError, match=r"The file cannot be read \(ProtocolError\)"):
         Storage().read_image(ImageEntry(f"{endpoint}/head.jpg", len(BODY), None), 1)
     assert ASKED["/head.jpg"] == 2
+
+
+def test_an_object_that_is_not_answered_is_asked_for_once_in_a_try(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try costs the time of one silence; `outages` finds out whose fault it is."""
+    monkeypatch.setattr(s3, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(s3_client, "READ_SECONDS", 1.0)
+    storage = Storage(endpoint, public_buckets=("bucket",))
+    assert storage.read("s3://bucket/sound.jpg") == BODY
+    with pytest.raises(OutageError, match="no answer in time"):
+        storage.read("s3://bucket/silent.jpg")
+    assert ASKED["/bucket/silent.jpg"] == 1
