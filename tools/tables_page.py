@@ -16,8 +16,8 @@ DOCUMENTS = Path(__file__).parents[1] / "docs"
 _STATUSES = {
     Status.OK: "at least one face; its faces are in `faces`",
     Status.NO_FACE: "decoded, and no face found that is large and certain enough",
-    Status.UNREADABLE: "could not be fetched while others could; the next run tries again",
-    Status.UNDECODABLE: "not an image, or a broken one",
+    Status.UNREADABLE: "could not be fetched while others could, or had too little time beside slow ones; the next run tries again",
+    Status.UNDECODABLE: "not an image, a broken one, or one that takes too much time or memory",
     Status.TOO_LARGE: "more bytes or pixels than the run was told to accept",
     Status.ARCHIVED: "in cold storage (GLACIER, DEEP_ARCHIVE), not asked for; labeled once it is restored; no failure",
 }
