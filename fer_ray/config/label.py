@@ -105,7 +105,9 @@ class LabelConfig(StoresConfig):
         default=0.5, help="exit with code 3 when more than this share of the images failed", metavar="SHARE", ge=0, le=1
     )
     alarm_command: str = option(
-        default="", help="run this command then, without a shell; the summary comes as JSON on its standard input", metavar="COMMAND"
+        default="",
+        help="run this command, without a shell, when the exit code is not 0; JSON with the reason comes on its standard input",
+        metavar="COMMAND",
     )
     batch_size: int = option(default=64, help="images whose faces go through the model together", metavar="N", gt=0, group="Resources")
     keep_days: float = option(

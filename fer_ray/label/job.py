@@ -19,7 +19,7 @@ from fer_ray.io.storage import join
 from fer_ray.label.estimate import estimate
 from fer_ray.label.incremental import Counts, find_due
 from fer_ray.label.local import are_few, label_few
-from fer_ray.label.outcome import describe, known_and_ignored, raise_alarm, run_row, summarize
+from fer_ray.label.outcome import describe, failure_of, known_and_ignored, raise_alarm, run_row, summarize
 from fer_ray.label.plan import Part, Plan, read_parts, read_plan, remove_work, unfinished, write_plan
 from fer_ray.label.publish import clean_up, commit, publish_tables
 from fer_ray.label.report.event_log import RunLog
@@ -48,6 +48,19 @@ def label(config: LabelConfig, progress: Progress | None = None) -> tuple[dict[s
         UsageError: the request cannot be met as it stands; nothing was written.
         FerRayError: the run stopped; the same command resumes it.
     """
+    try:
+        summary, exit_code = _label(config, progress)
+    except BaseException as error:
+        if config.alarm_command:
+            raise_alarm(config.alarm_command, failure_of(error, config.output))
+        raise
+    if config.alarm_command and exit_code:
+        failed = f"{summary['images_failed']:,} of {plural(summary['images_total'], 'image')} failed"
+        raise_alarm(config.alarm_command, {**summary, "exit_code": exit_code, "reason": failed})
+    return summary, exit_code
+
+
+def _label(config: LabelConfig, progress: Progress | None) -> tuple[dict[str, Any], int]:
     run = identify(config)
     if config.dry_run:
         return estimate(run), EXIT_DONE
@@ -61,11 +74,7 @@ def label(config: LabelConfig, progress: Progress | None = None) -> tuple[dict[s
         row = _execute(run, progress or LogProgress())
     tried = row["images_ok"] + row["images_no_face"] + row["images_failed"]  # the rest is archived
     summary, failed_share = summarize(run, row), row["images_failed"] / max(1, tried)
-    if failed_share <= config.max_error_share:
-        return summary, EXIT_DONE
-    if config.alarm_command:
-        raise_alarm(config.alarm_command, summary)
-    return summary, EXIT_TOO_MANY_FAILED
+    return summary, EXIT_TOO_MANY_FAILED if failed_share > config.max_error_share else EXIT_DONE
 
 
 def _execute(run: Run, progress: Progress) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fer_ray
+from fer_ray.errors import EXIT_FAILED, EXIT_INTERRUPTED, FerRayError
 from fer_ray.label.plan import Plan
 from fer_ray.label.run import Run
 from fer_ray.reporting.progress import format_rate
@@ -112,10 +113,21 @@ def _git_commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def raise_alarm(command: str, summary: dict[str, Any]) -> None:
-    """Run the command with the summary on its standard input; what it may hold is not shown, and its trouble is a warning."""
+def failure_of(error: BaseException, output: str) -> dict[str, Any]:
+    """What the alarm command is told of a run that did not come to its end."""
+    exit_code, reason = EXIT_FAILED, f"{type(error).__name__}: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        exit_code, reason = EXIT_INTERRUPTED, "interrupted"
+    elif isinstance(error, FerRayError):
+        exit_code, reason = error.exit_code, str(error)
+    return {"status": "failed", "output": output, "exit_code": exit_code, "reason": reason}
+
+
+def raise_alarm(command: str, told: dict[str, Any], seconds: float = ALARM_SECONDS) -> None:
+    """Run the command with what it is told on its standard input, for so long; what it may hold is not shown, its trouble is a warning."""
     try:
-        done = subprocess.run(shlex.split(command), input=json.dumps(summary).encode(), timeout=ALARM_SECONDS, check=False)
+        given = json.dumps(told).encode()
+        done = subprocess.run(shlex.split(command), input=given, timeout=seconds, check=False, start_new_session=True)  # signals are ours
         trouble = f"ended with {done.returncode}" if done.returncode else ""
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         trouble = f"could not be run ({type(error).__name__})"

@@ -1,5 +1,8 @@
 """What a user types becomes a configuration, or one sentence that says why not."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,37 @@ def test_a_recipe_of_the_package_is_named_and_a_tilde_is_the_home_folder(tmp_pat
         (f"{tmp_path}/votes.csv",),
     )
     assert parse(TrainConfig, ["--config", "ferplus", "--dataset", "d", "--output", "o"]).recipe.model.attention_reduction == 0
+
+
+@pytest.mark.parametrize(
+    ("happens", "exit_code", "reason"),
+    [
+        ("raise StorageError('The store is down.')", 1, "The store is down."),
+        ("raise ZeroDivisionError('no such thing')", 1, "ZeroDivisionError: no such thing"),
+        ("raise UsageError('No such folder.')", 2, "No such folder."),
+        ("raise KeyboardInterrupt", 130, "interrupted"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143, "terminated"),
+        ("", 2, "The setting limit must be above 0"),
+    ],
+)
+def test_the_alarm_command_is_run_for_every_exit_code_but_0_and_told_the_reason(
+    happens: str, exit_code: int, reason: str, tmp_path: Path
+) -> None:
+    alarm = tmp_path / "it's an alarm.json"
+    code = f"""
+import os, signal
+from fer_ray.cli.main import main
+from fer_ray.errors import StorageError, UsageError
+from fer_ray.label import job
+
+def happen(*_):
+    {happens or "pass"}
+
+job._label = happen
+main(["label", "--input", "in", "--output", "out", "--alarm-command", {f'tee "{alarm}"'!r}, *{[] if happens else ["--limit", "0"]}])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == exit_code, done.stderr
+    told = json.loads(alarm.read_text())
+    assert (told["status"], told["exit_code"]) == ("failed", exit_code)
+    assert reason in told["reason"]

@@ -163,7 +163,7 @@ def test_a_second_model_a_limit_and_too_many_failures(archive: Path, tmp_path: P
     alarm = tmp_path / "alarm.json"
     summary, exit_code = label_without_ray(LabelConfig((str(failing),), str(tmp_path / "out"), alarm_command=f"tee '{alarm}'"))
     assert (summary["images_failed"], exit_code) == (1, 3)
-    assert json.loads(alarm.read_text()) == summary
+    assert json.loads(alarm.read_text()) == {**summary, "exit_code": 3, "reason": "1 of 1 image failed"}
     events = [json.loads(line) for line in (tmp_path / "out" / "reports" / str(summary["run_id"]) / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events if event["event"] != "progress"] == ["planned", "published"]
     assert events[-1]["images_failed"] == 1
