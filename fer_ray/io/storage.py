@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,17 +46,19 @@ class StoreOptions(Protocol):
 class Storage:
     """Folders of this machine, S3, Google Cloud Storage, Azure Blob Storage, and files on the web.
 
-    It holds no connection and no secret: any process can be given one.
+    It holds no connection, and no secret but the signatures of addresses, which are written nowhere: any process can be given one.
 
     Args:
         s3_endpoint: Address of an S3-compatible store (empty: AWS, or what AWS_ENDPOINT_URL names).
         public_buckets: Buckets that are read without credentials.
         requester_pays: Whether to pay for requests where a bucket of S3 wants that.
+        signed: Web addresses with their signatures, by those without; `without_secret` adds them.
     """
 
     s3_endpoint: str = ""
     public_buckets: tuple[str, ...] = ()
     requester_pays: bool = False
+    signed: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, options: StoreOptions) -> Storage:
@@ -71,7 +73,7 @@ class Storage:
         if uri.startswith(WEB):
             from fer_ray.io.web import WebStore
 
-            return WebStore()
+            return WebStore(self.signed)
         return self._writable(uri)
 
     def _writable(self, uri: str) -> FolderStore | S3Store:
@@ -82,6 +84,19 @@ class Storage:
         from fer_ray.io.s3 import S3Store
 
         return S3Store(self.s3_endpoint, self.public_buckets, self.requester_pays)
+
+    def without_secret(self, uri: str) -> str:
+        """The address that may be written down; the file is asked for with the signature that stood in it."""
+        if not uri.lower().startswith(WEB):
+            return uri
+        from fer_ray.io.web import without_secret
+
+        scheme, mark, rest = uri.partition("://")
+        whole = f"{scheme.lower()}{mark}{rest}"
+        bare = without_secret(whole)
+        if bare != whole:
+            self.signed[bare] = whole
+        return bare
 
     def list_files(self, folder: str, excluded: str | None = None) -> Iterator[ImageEntry]:
         """Every file below `folder` but not below `excluded`, in the order of their names' bytes; memory stays flat."""

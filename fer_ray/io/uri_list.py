@@ -72,6 +72,8 @@ def read_list(storage: Storage, uri: str) -> Iterator[ImageEntry]:
         with storage.open(uri) as file:
             for number, cells in _rows(file, lower_name(uri)):
                 try:
+                    if isinstance(given := cells.get("image_uri"), str):
+                        cells["image_uri"] = storage.without_secret(given)
                     entry = _entry_of(cells, base)
                 except (ValueError, UsageError) as error:
                     raise UsageError(f"The list {uri} has a bad line, number {number} ({error}): correct it or take it out.") from error

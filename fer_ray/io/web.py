@@ -41,10 +41,12 @@ CONNECTIONS = 32  # to one of them
 _OVERLOADED = (429, 500, 502, 503, 504)
 _MISSING = (404, 410)
 _NO_HEAD = (405, 501)
-_SECRETS = re.compile(
-    r"[?&](x-amz-(credential|signature|security-token)|x-goog-(credential|signature)|awsaccesskeyid|signature|sig|(access_?)?token|api_?key)=",
-    re.IGNORECASE,
+# Names in a query that sign an address or let in who has it, and what comes with them.
+_SECRET = re.compile(
+    r"x-(amz|goog|oss|cos|obs|ms)-.*|sig|sign|signature|sas|jwt|hdn(ea|ts)|(.*[-_])?token(__)?|accesstoken|auth(orization)?|api[-_]?key|"
+    r"awsaccesskeyid|googleaccessid|key-pair-id|(client[-_]?)?secret|passw(or)?d"
 )
+_BESIDE_A_SIGNATURE = re.compile("expires|policy|s[veptri]|spr|sip|ss|srt|sk(oid|tid|t|e|s|v)|sdd|s[au]oid|scid")
 
 
 Answered = TypeVar("Answered")
@@ -57,6 +59,10 @@ class _OverloadedError(Exception):
 class WebStore:
     """Single files; a server has no listing. Only http and https are spoken, and https is never left for http."""
 
+    def __init__(self, signed: Mapping[str, str] | None = None) -> None:
+        """Take what is asked for, with its signature, by the address without it."""
+        self._signed = signed or {}
+
     def list_files(self, folder: str, excluded: str | None) -> Iterator[ImageEntry]:
         """Nothing: servers do not list."""
         return iter(())
@@ -65,9 +71,10 @@ class WebStore:
         """The file without its contents, as far as the server says; None where there is none."""
         if "#" in uri:  # never sent to a server: it names what is inside of an archive
             return None
-        answer = _with_retries(uri, lambda: _look("HEAD", uri))
-        if answer.status in _NO_HEAD:
-            answer = _with_retries(uri, lambda: _look("GET", uri))
+        asked = self._signed.get(uri, uri)
+        answer = None if uri in self._signed else _with_retries(uri, lambda: _look("HEAD", uri))  # a signature is for GET alone
+        if answer is None or answer.status in _NO_HEAD:
+            answer = _with_retries(uri, lambda: _look("GET", asked))
         if answer.status in _MISSING:
             return None
         _check_status(answer, uri)
@@ -88,7 +95,8 @@ class WebStore:
         headers = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
         if etag and length is not None and not etag.startswith("W/"):  # a weak one does not tell that the bytes are the same
             headers["If-Match"] = f'"{etag}"'
-        return _with_retries(uri, lambda: _body(_ask("GET", uri, headers), uri, limit, length, etag))
+        asked = self._signed.get(uri, uri)
+        return _with_retries(uri, lambda: _body(_ask("GET", asked, headers), uri, limit, length, etag))
 
     def open(self, uri: str, read_ahead: int) -> io.BufferedReader:
         """The file, read by ranges of at least `read_ahead` bytes; whole where it is smaller or the server sends no ranges.
@@ -99,8 +107,8 @@ class WebStore:
         found = self.stat(uri)
         if found is None:
             raise FileNotFoundError(uri)
-        size = found.size_bytes
-        if size is not None and size > read_ahead and _with_retries(uri, lambda: _look("GET", uri, {"Range": "bytes=0-0"})).status == 206:
+        size, asked = found.size_bytes, self._signed.get(uri, uri)
+        if size is not None and size > read_ahead and _with_retries(uri, lambda: _look("GET", asked, {"Range": "bytes=0-0"})).status == 206:
             return io.BufferedReader(RangedFile(lambda start, length: self.read(uri, length, start, length), size), read_ahead)
         content = self.read(uri, MAX_WHOLE_FILE)
         return io.BufferedReader(RangedFile(lambda start, length: content[start : start + length], len(content)), read_ahead)
@@ -115,12 +123,23 @@ def check_address(uri: str) -> str:
     parts = urllib.parse.urlsplit(uri)
     if not parts.hostname or "@" in parts.netloc:
         raise UsageError("A web address names no server, or holds a password: write https://server/path, and no credentials in it.")
-    if _SECRETS.search(uri):
+    if without_secret(uri) != uri:
         raise UsageError(
-            f"An address at {parts.hostname} holds a signature or token, which the tables would show: "
+            f"An address at {parts.hostname} holds a signature or token, which would be written down: "
             "name the bucket (s3://, gs://, az://) and give credentials, or copy the files."
         )
     return uri
+
+
+def without_secret(uri: str) -> str:
+    """The address of a file without what signs it, which is another one every night."""
+    address, mark, fragment = uri.partition("#")
+    path, question, query = address.partition("?")
+    parts = {part: urllib.parse.unquote(part.partition("=")[0]).strip().lower() for part in query.split("&")}
+    if any(map(_SECRET.fullmatch, parts.values())):
+        kept = [part for part, name in parts.items() if not _SECRET.fullmatch(name) and not _BESIDE_A_SIGNATURE.fullmatch(name)]
+        address = path + (question + "&".join(kept) if kept else "")
+    return address + mark + fragment
 
 
 def _body(answer: urllib3.BaseHTTPResponse, uri: str, limit: float, length: int | None, etag: str | None) -> bytes:
@@ -182,9 +201,12 @@ def _ask(method: str, uri: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPR
         url, before = urllib.parse.urljoin(url, target), url
         if not url.startswith(SCHEMES) or (before.startswith("https:") and not url.startswith("https:")):
             raise AccessError(
-                f"{uri} cannot be read (it is redirected to another scheme): check the address.", "redirected to another scheme"
+                f"{without_secret(uri)} cannot be read (it is redirected to another scheme): check the address.",
+                "redirected to another scheme",
             )
-    raise AccessError(f"{uri} cannot be read (it is redirected again and again): check the address.", "redirected again and again")
+    raise AccessError(
+        f"{without_secret(uri)} cannot be read (it is redirected again and again): check the address.", "redirected again and again"
+    )
 
 
 def _check_status(answer: urllib3.BaseHTTPResponse, uri: str) -> None:

@@ -17,7 +17,7 @@ from fer_ray.data import demo_photos
 from fer_ray.errors import EXIT_DONE, EXIT_TOO_MANY_FAILED, FerRayError, StorageError, UsageError
 from fer_ray.io.storage import join
 from fer_ray.label.estimate import estimate
-from fer_ray.label.incremental import Counts, find_due
+from fer_ray.label.incremental import Counts, find_due, read_signatures
 from fer_ray.label.local import are_few, label_few
 from fer_ray.label.outcome import describe, failure_of, known_and_ignored, raise_alarm, run_row, summarize
 from fer_ray.label.plan import Part, Plan, read_parts, read_plan, remove_work, unfinished, write_plan
@@ -84,6 +84,8 @@ def _execute(run: Run, progress: Progress) -> dict[str, Any]:
         if plan is None:
             counts = Counts()
             plan = write_plan(run, find_due(run, counts), counts, datetime.datetime.now(datetime.UTC))
+        elif plan.signed:
+            read_signatures(run)
         log.record(
             "planned",
             run_id=run.run_id,

@@ -51,6 +51,7 @@ class Plan:
     skipped: int
     files: int
     ignored: int = 0
+    signed: bool = False  # whether images are asked for by signed addresses, which only the lists hold
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,17 @@ def write_plan(run: Run, due: Iterable[pa.Table], counts: Counts, started_at: da
                 if images >= (number + 1) * ROWS_PER_FILE:
                     break
         files = number + 1
-    plan = Plan(run.request, run.run_date.isoformat(), started_at.isoformat(), attempt, images, counts.known, files, counts.ignored)
+    plan = Plan(
+        run.request,
+        run.run_date.isoformat(),
+        started_at.isoformat(),
+        attempt,
+        images,
+        counts.known,
+        files,
+        counts.ignored,
+        bool(run.storage.signed),
+    )
     if run.storage.write(run.plan_file, (json.dumps(dataclasses.asdict(plan), indent=2) + "\n").encode(), replace=False):
         return plan
     found = read_plan(run)

@@ -82,6 +82,7 @@ def identify(config: LabelConfig) -> Run:
         UsageError: an input, the output, the model or the store cannot be used.
     """
     storage = Storage.of(config)
+    config = dataclasses.replace(config, input=tuple(map(storage.without_secret, config.input)))
     try:
         output = absolute(config.output or demo_photos.OUTPUT, "output")
         inputs = check_inputs(storage, config.input) if config.input else (demo_photos.INPUT,)
