@@ -73,7 +73,7 @@ def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_
     monkeypatch.setattr(progress, "MAX_EQUAL_FAILURES", 1)
     caplog.set_level(logging.INFO, logger="fer_ray")
     data = DatasetConfig("faces", ("votes.csv",), classes=("happy", "sad"), keep_duplicates=True)
-    hopeless = "learning_rate: 9.0e+14\nweight_average: 0\n" + SPACE.split("learning")[0] + "batch_size: 16\n"
+    hopeless = "learning_rate: 4.0e+9\nweight_average: 0\n" + SPACE.split("learning")[0] + "batch_size: 16\n"
     alike = r"1 trials in a row failed in the same way \(The loss is no longer a number in epoch 1: .*\): the search was stopped; see"
     with pytest.raises(TrainingError, match=alike):
         search(tmp_path, Path("faces"), hopeless, data=data, trials=20, epochs=1, max_concurrent=1)
