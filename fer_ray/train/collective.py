@@ -21,7 +21,7 @@ from fer_ray.typing import AnyArray
 if TYPE_CHECKING:
     import keras
 
-    from fer_ray.train.loop import Step
+    from fer_ray.train.strategy import Step
 
 
 @dataclass

@@ -17,7 +17,8 @@ from fer_ray.data.dataset import Dataset
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import NO_WEIGHTS, build
 from fer_ray.models.calibration import calibrate
-from fer_ray.train.loop import Epoch, State
+from fer_ray.train.learner import State
+from fer_ray.train.loop import Epoch
 
 if TYPE_CHECKING:
     import keras

@@ -20,8 +20,9 @@ from fer_ray.models.conversion import add_onnx
 from fer_ray.models.flops import multiply_adds
 from fer_ray.models.silence import load_keras
 from fer_ray.train.collective import CollectiveWorkers
-from fer_ray.train.loop import SingleWorker, Workers, make_network, train_epochs
+from fer_ray.train.loop import make_network, train_epochs
 from fer_ray.train.recorder import Recorder
+from fer_ray.train.strategy import SingleWorker, Workers
 
 if TYPE_CHECKING:
     import keras

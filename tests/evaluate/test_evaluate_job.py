@@ -10,27 +10,22 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import browsed, fits, needs_browser
+from histories import write_history
 from pages import Page
 
 from fer_ray.cli.flags import parse
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.evaluate import EvaluateConfig
 from fer_ray.config.recipe import ModelConfig
-from fer_ray.data.dataset import Split, load_dataset
+from fer_ray.data.dataset import load_dataset
 from fer_ray.errors import DatasetError, UsageError
-from fer_ray.evaluate import gradcam, plots
-from fer_ray.evaluate.history import COLUMNS, History, read_history
 from fer_ray.evaluate.job import evaluate
-from fer_ray.evaluate.score import in_order_of, measure
-from fer_ray.io.storage import Storage
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import build
 from fer_ray.models.conversion import add_onnx
-from fer_ray.models.metrics import Bins
 from fer_ray.reporting.responsible_use import RESPONSIBLE_USE
 
 HOSTILE = '"><script>alert(1)<\u202e$\\frac$\n\u6f22 & co'
@@ -68,12 +63,6 @@ def evaluated(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     write_history(first, learning_rate=[1e-2, 1e-2, 1e-3])
     config = EvaluateConfig((str(first), str(second)), str(root / "out"), samples=15, data=DatasetConfig(str(faces)))
     return root / "out", evaluate(config)
-
-
-def write_history(folder: Path, **columns: list[Any]) -> None:
-    rows = len(next(iter(columns.values())))
-    table = {name: list(range(1, rows + 1)) for name in COLUMNS} | columns
-    pq.write_table(pa.table(table), folder / bundle.HISTORY_FILE)
 
 
 def test_every_model_gets_its_figures_and_answers_and_the_summary_names_them_all(evaluated: tuple[Path, dict[str, Any]]) -> None:
@@ -228,98 +217,6 @@ def test_models_are_named_one_by_one_or_together_and_wrong_settings_are_refused(
             parse(EvaluateConfig, [*given, *wrong], "")
 
 
-def test_a_model_with_more_emotions_than_the_data_keeps_them_and_errs_with_them() -> None:
-    split = Split(np.zeros((4, 8, 8), np.uint8), np.array([0, 0, 1, 1]), np.eye(2, dtype=np.float32)[[0, 0, 1, 1]], ("a", "b", "c", "d"))
-    known = ("contempt", "sad", "happy")
-    moved = in_order_of(split, ("happy", "sad"), known)
-    assert moved.labels.tolist() == [2, 2, 1, 1]
-    assert moved.targets[0].tolist() == [0, 0, 1]
-    logits = np.log(np.array([[0.1, 0.1, 0.8], [0.6, 0.1, 0.3], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1]], np.float32))
-    found = measure(logits, moved, known, 1.0, seed=0)
-    assert found["figures"]["accuracy"] == 0.75
-    assert found["figures"]["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
-    assert found["confusion"]["labels"] == ["sad", "happy"]
-    assert found["confusion"]["counts"] == [[0, 2, 0], [1, 0, 1]]
-    assert found["per_class"][0]["roc_auc"] is None
-    assert found["votes"] is None
-
-
-def test_votes_are_judged_beside_the_labels() -> None:
-    votes = np.array([[0.75, 0.25], [0.0, 1.0]], np.float32)
-    split = Split(np.zeros((2, 8, 8), np.uint8), np.array([0, 1]), votes, ("a", "b"))
-    found = measure(np.log(np.array([[0.75, 0.25], [0.5, 0.5]], np.float32)), split, ("happy", "sad"), 1.0, seed=0)
-    assert found["votes"]["brier"] == pytest.approx(0.25)
-    assert found["votes"]["kl_divergence"] == pytest.approx(np.log(2) / 2, abs=1e-6)
-    assert found["figures"]["brier"] == pytest.approx((2 * 0.0625 + 0.5) / 2)
-
-
-@pytest.fixture
-def bombs(tmp_path: Path) -> dict[str, Path]:
-    """Bundles whose history is not one."""
-    folders = {name: tmp_path / name for name in ("garbage", "words", "long", "huge", "impossible", "missing")}
-    for folder in folders.values():
-        folder.mkdir()
-    (folders["garbage"] / bundle.HISTORY_FILE).write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
-    write_history(folders["words"], accuracy=["high"])
-    write_history(folders["long"], accuracy=[0.5] * 20_000)
-    with (folders["huge"] / bundle.HISTORY_FILE).open("wb") as file:
-        file.truncate(64 << 20)
-    write_history(folders["impossible"], nll=[1e300])
-    pq.write_table(pa.table({"epoch": [1]}), folders["missing"] / bundle.HISTORY_FILE)
-    return folders
-
-
-def test_a_broken_history_in_a_bundle_is_a_note_and_not_a_crash(bombs: dict[str, Path]) -> None:
-    notes = {name: read_history(Storage(), str(folder)) for name, folder in bombs.items()}
-    assert all(history is None for history, _ in notes.values())
-    assert "too large" in notes["huge"][1]
-    assert "plain numbers" in notes["words"][1]
-    assert "20,000 rows" in notes["long"][1]
-    assert all("history.parquet" in note for _, note in notes.values())
-
-
-def test_falls_of_the_learning_rate_are_found_and_drawn() -> None:
-    rate = np.array([0.5e-3, 1e-3, 1e-3, 0.9e-3, 2e-4, 2e-4, 1e-4])
-    values = np.linspace(0, 1, len(rate))
-    history = History(np.arange(1.0, 8.0), values, values, values, values, rate)
-    assert history.drops.tolist() == [5, 7]
-    cosine = 1 + np.cos(np.pi * np.arange(1, 8) / 7)
-    assert History(np.arange(1.0, 8.0), values, values, values, values, cosine).drops.tolist() == []
-    for chart in plots.training(history):
-        falls = [one for one in chart.series if one.kind == "dashed"]
-        assert [[x for x, _ in fall.points] for fall in falls] == [[5, 5], [7, 7]]
-
-
-def test_a_history_with_holes_is_drawn_without_them() -> None:
-    hole = np.array([0.5, np.nan, 0.7])
-    loss, *_ = plots.training(History(np.arange(1.0, 4.0), np.full(3, np.nan), hole, hole, hole, np.full(3, np.nan)))
-    assert [list(one.points) for one in loss.series] == [[], [(1, 0.5), (3, 0.7)]]
-
-
-def test_calibration_is_drawn_where_there_are_faces() -> None:
-    after = Bins(np.array([0, 3, 0, 1]), np.array([0, 0.3, 0, 0.8]), np.array([0, 1 / 3, 0, 1]))
-    accuracy, faces = plots.calibration(after, after)
-    assert [list(one.points) for one in accuracy.series] == [[(0.375, 1 / 3), (0.875, 1)], [(0, 0), (1, 1)], [(0.3, 1 / 3), (0.8, 1)]]
-    assert list(faces.series[0].points) == [(0.375, 3), (0.875, 1)]
-
-
-def test_the_heat_map_lies_where_the_evidence_is() -> None:
-    import keras
-
-    inputs = keras.Input((32, 32, 1))
-    brightness = keras.layers.Conv2D(2, 3, padding="same", kernel_initializer="ones")(inputs)
-    network = keras.Model(inputs, keras.layers.Dense(2, kernel_initializer="ones")(keras.layers.GlobalAveragePooling2D()(brightness)))
-    image = np.zeros((1, 32, 32), np.uint8)
-    image[0, 4:12, 20:28] = 255
-    heat = gradcam.heat_maps(network, image, np.array([1]))
-    assert heat is not None
-    assert heat[0, 6:10, 22:26].min() == 1
-    assert heat[0, :, :16].max() == 0
-    maps = gradcam.first_activations(network, image[0])
-    assert maps is not None
-    assert maps.shape == (2, 32, 32)
-
-
 def test_without_tensorflow_a_model_is_judged_and_the_page_says_why_there_are_no_heat_maps(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,13 +226,3 @@ def test_without_tensorflow_a_model_is_judged_and_the_page_says_why_there_are_no
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert "There are no heat maps: they take TensorFlow" in Page(page).text
     assert "Filter 1" not in page
-
-
-def test_a_network_without_feature_maps_has_no_heat_map() -> None:
-    import keras
-
-    inputs = keras.Input((8, 8, 1))
-    network = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Reshape((64,))(inputs)))
-    assert gradcam.first_activations(network, np.zeros((8, 8), np.uint8)) is None
-    inputs = keras.Input((4,))
-    assert gradcam.heat_maps(keras.Model(inputs, keras.layers.Dense(2)(inputs)), np.zeros((1, 8, 8), np.uint8), np.array([0])) is None

@@ -28,8 +28,8 @@ from fer_ray.errors import TrainingError, UsageError
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.train import trainer
 from fer_ray.train.job import check_places, train
-from fer_ray.train.loop import SingleWorker
 from fer_ray.train.recorder import TENSORBOARD_FOLDER
+from fer_ray.train.strategy import SingleWorker
 from fer_ray.train.worker import TrainingRun, initial_network, train_as
 
 ROOT = Path(__file__).parents[2]
