@@ -59,9 +59,10 @@ joins both with `runs`.
   labels the image unless that row has its `etag` (or its `modified_at` and `size_bytes` where there is none). So new and changed images
   are labeled, also one that came back to an earlier state, a new model labels everything, and what could not be fetched is tried again.
   `--all` labels every image regardless; other detector settings alone make no image due. An image that was deleted keeps its rows.
+  What lies in cold storage is due only when it changes there, and when it is restored.
 - **Latest.** So an image has a row from each run that labeled it. `images_latest` has each image once, from the newest of these runs (by
-  `finished_at`, then `run_id`), whatever its model; `faces_latest` has the faces of those rows. A row `unreadable` stands there only
-  where no run could read the image: it says nothing of the picture and never takes the place of an older label.
+  `finished_at`, then `run_id`), whatever its model; `faces_latest` has the faces of those rows. A row `unreadable` or `archived`
+  stands there only where no run could read the image: it says nothing of the picture and never takes the place of an older label.
 - **Order.** The run that was committed last is the newest: `finished_at` is later than that of every run before, also where the clock of
   a machine was wrong.
 - **Outages.** What a store does is no row: while it is down a run waits, and then stops. `unreadable` is an image that could not be had

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_ray.errors import AccessError
+from fer_ray.errors import AccessError, OutageError
 from fer_ray.io.storage import Storage, join, lower_name
 from fer_ray.io.zip import BrokenArchiveError, zip_members
 from fer_ray.schema import LISTING, ImageEntry, Status, as_batches, image_id
@@ -105,6 +105,8 @@ def _members(storage: Storage, archive: ImageEntry) -> Iterator[ImageEntry]:
         yield from (zip_members if name.endswith(".zip") else _tar_members)(storage, archive)
     except BrokenArchiveError as error:
         yield replace(archive, status=Status.UNDECODABLE, error=f"The archive does not read to its end ({error}).")
+    except OutageError:
+        raise
     except AccessError as error:
         raise _UnreadableError(error.reason) from error
     except OSError as error:

@@ -36,16 +36,19 @@ FIRST_LIMITED_BATCHES = 4  # of a run with a limit; twice as many each time that
 READER_THREADS = 16  # for the rows of runs
 KNOWN_IMAGES = 8
 _STATE_COLUMNS = ["image_uri", "size_bytes", "modified_at", "etag"]
-_PUBLISHED = pa.schema([*(IMAGES.field(name) for name in _STATE_COLUMNS), pa.field("place", pa.int32())])
+_PUBLISHED = pa.schema([*(IMAGES.field(name) for name in _STATE_COLUMNS), pa.field("place", pa.int32()), pa.field("waits", pa.bool_())])
+_COMPARED = ("image_uri", "state", "waits")
+_LATEST_FIRST = [("image_uri", "ascending"), ("modified_at", "descending"), ("data_offset", "descending")]
 
 # An object store's etag tells the state of an image, otherwise time and size; a list of URIs that has neither says that
-# nothing changed. Both sides go through one sort, which spills to disk at any size; a hash table of one side would not.
+# nothing changed. Of what is listed several times the latest comes first.
+# Both sides go through one sort, which spills to disk at any size; a hash table of one side would not.
 _STATE = "coalesce(etag, epoch_us(modified_at) || '/' || size_bytes, '') AS state"
 _TOGETHER = f"""
     SELECT *, {_STATE}, NULL AS place FROM listed
     UNION ALL BY NAME
-    SELECT image_uri, {_STATE}, place FROM earlier
-    ORDER BY image_uri, place NULLS LAST, state
+    SELECT image_uri, {_STATE}, place, waits FROM earlier
+    ORDER BY image_uri, place NULLS LAST, modified_at DESC NULLS LAST, data_offset DESC NULLS LAST, state
 """  # noqa: S608 - constants of this module
 
 Published = Callable[[], Iterator[pa.RecordBatch]]
@@ -115,7 +118,7 @@ def due_images(entries: Iterable[ImageEntry], published: Published, limit: int |
     first = LISTING.empty_table()
     for batches in (FIRST_LIMITED_BATCHES * 2**n for n in itertools.count()):
         more = list(itertools.islice(listed, batches))
-        found = pa.concat_tables([first, *_due(iter(more), published, counts)]).sort_by("image_uri")
+        found = pa.concat_tables([first, *_due(iter(more), published, counts)]).sort_by(_LATEST_FIRST)
         first = _without_repeats(found, None).slice(0, limit)
         if not more or len(first) >= limit:
             break
@@ -146,21 +149,23 @@ def _mark_known(listed: Iterator[pa.RecordBatch], published: Iterator[pa.RecordB
         b.jpg      10     -                 no: the image changed, though it was like this before
         c.jpg      10     -                 no: the image is new
     """
-    newest: tuple[str | None, str | None] = (None, None)  # of what was published
+    newest: tuple[str | None, str | None, bool] = (None, None, False)  # of what was published
     for table in _sorted_together(listed, published):
-        uris, states = (_with_first(table[name], before) for name, before in zip(("image_uri", "state"), newest, strict=True))
+        uris, states, waits = (_with_first(table[name], before) for name, before in zip(_COMPARED, newest, strict=True))
         is_published = np.concatenate([[True], table["place"].is_valid().to_numpy()])
         last = np.maximum.accumulate(np.where(is_published, np.arange(len(is_published)), 0))
-        newest = uris[last[-1]].as_py(), states[last[-1]].as_py()
+        newest = uris[last[-1]].as_py(), states[last[-1]].as_py(), waits[last[-1]].as_py()
         is_same = pc.or_(pc.equal(states, states.take(last)), pc.equal(states, ""))  # what is listed without a state did not change
+        is_archived = _with_first(pc.equal(table["status"], Status.ARCHIVED.value).fill_null(False), False)
+        is_same = pc.and_not(is_same, pc.and_not(waits.take(last), is_archived))  # what was archived and is not any more was restored
         known = pc.and_(pc.equal(uris, uris.take(last)), is_same).fill_null(False)
         marked = table.append_column("known", known[1:]).filter(pa.array(~is_published[1:]))
         if len(marked):
             yield marked
 
 
-def _with_first(column: pa.ChunkedArray, value: str | None) -> pa.Array:
-    return pa.concat_arrays([pa.array([value], pa.string()), *column.chunks])
+def _with_first(column: pa.ChunkedArray, value: str | bool | None) -> pa.Array:
+    return pa.concat_arrays([pa.array([value], column.type), *column.chunks])
 
 
 def _sorted_together(listed: Iterator[pa.RecordBatch], published: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -232,7 +237,8 @@ def published_images(storage: Storage, output: str, model_version: str) -> Itera
         if (run_id := _run_of(file)) in order:
             for batch in _labeled_in(storage, file, pc.field("model_version") == model_version):
                 place = pa.array([order[run_id]] * len(batch), pa.int32())
-                yield batch.append_column("place", place).select(_PUBLISHED.names).cast(_PUBLISHED)
+                waits = pc.equal(batch["status"], Status.ARCHIVED.value)
+                yield batch.append_column("place", place).append_column("waits", waits).select(_PUBLISHED.names).cast(_PUBLISHED)
 
 
 def known_images(storage: Storage, output: str) -> list[ImageEntry]:

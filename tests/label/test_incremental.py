@@ -10,15 +10,15 @@ import pytest
 
 from fer_ray.errors import UsageError
 from fer_ray.label.incremental import Counts, due_images
-from fer_ray.schema import LISTING, ImageEntry
+from fer_ray.schema import LISTING, ImageEntry, archived
 
 DAY = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
 STATE = ("image_uri", "size_bytes", "modified_at", "etag")
 
 
 def published(*entries: ImageEntry, place: int = 0) -> list[pa.RecordBatch]:
-    schema = pa.schema([*(LISTING.field(name) for name in STATE), pa.field("place", pa.int32())])
-    rows = [{name: getattr(entry, name) for name in STATE} | {"place": place} for entry in entries]
+    schema = pa.schema([*(LISTING.field(name) for name in STATE), pa.field("place", pa.int32()), pa.field("waits", pa.bool_())])
+    rows = [{name: getattr(entry, name) for name in STATE} | {"place": place, "waits": entry.status == "archived"} for entry in entries]
     return [pa.RecordBatch.from_pylist(rows, schema=schema)]
 
 
@@ -56,6 +56,28 @@ def test_only_the_newest_row_of_an_image_says_what_is_known() -> None:
     assert due([second], runs) == ([], 1)
     assert due([of_list], runs) == ([], 1), "a list without states says that nothing changed"
     assert due([first], [*runs, *published(of_list, place=13)]) == ([first], 0)
+
+
+def test_an_archived_image_waits_until_it_is_restored() -> None:
+    sound = ImageEntry("s3://b/a.jpg", 10, DAY, "etag")
+    cold = archived(sound, "GLACIER")
+    for earlier in (published(sound), published(cold), [*published(sound, place=1), *published(cold, place=2)]):
+        assert due([cold], earlier) == ([], 1)
+    changed = dataclasses.replace(cold, etag="other")
+    assert due([changed], published(sound)) == ([changed], 0)
+    assert due([sound], published(cold)) == ([sound], 0), "it was restored"
+    assert due([sound], [*published(cold, place=1), *published(sound, place=2)]) == ([], 1)
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_of_an_image_that_is_listed_several_times_the_latest_counts(limit: int | None) -> None:
+    versions = [ImageEntry("s3://b/a.jpg", 10 - n, DAY + datetime.timedelta(days=n), f"{9 - n}") for n in range(4)]
+    members = [ImageEntry("/x.tar#a.jpg", 30 - n, DAY, None, "/x.tar", 512 * n) for n in range(1, 9)]
+    listed = [*versions[2:], *versions[:2], *members[4:], *members[:4]]
+    latest = [members[-1], versions[-1]]
+    assert due(listed, published(), limit) == (latest, 0)
+    assert due(listed, published(*latest), limit) == ([], 2)
+    assert due(listed, published(*versions[:-1], *members[:-1]), limit) == (latest, 0)
 
 
 def test_due_images_come_once_and_sorted_however_they_are_listed() -> None:
