@@ -1,4 +1,4 @@
-"""What JPEG 2000 and AV1 data will take, from the data themselves: the boxes around them may say less."""
+"""What JPEG 2000, AV1 and grids of tiles will take, from the data themselves: the boxes around them may say less."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _SOD = 0xFF93  # a tile's data
 _BYTES_OF_BLOCK = 700  # what OpenJPEG keeps for each code block, 420 of them measured where they are smallest
 _MAX_MARKERS = 200_000
 _ILOC = b"iloc"  # the box that says where pictures are
+_OVERLAY = b"iovl"  # a picture made of others
 _MAX_BOXES = 100
 _MAX_ITEMS = 10_000
 _MAX_UNITS = 64  # in front of an AV1 sequence header
@@ -73,21 +74,33 @@ def _blocks_in(parameters: bytes, has_precincts: bool) -> float:
     return blocks
 
 
-def av1_pixels(content: bytes) -> int:
-    """The most pixels that a picture inside an AVIF file has, whatever its boxes say; 0 where none is found.
+def item_pixels(content: bytes) -> int:
+    """The most pixels that a picture inside an AVIF or HEIF file has, whatever its boxes say; 0 where none is found.
+
+    The sequence headers of AV1 and the canvas of a grid are read; libheif compares those of HEVC itself, before it takes memory.
 
     Raises:
-        ValueError: more places are named `iloc` than a file has.
+        ValueError: more places are named `iloc` than a file has, or pictures are laid over each other.
     """
+    if _OVERLAY in content[: max(content.find(b"mdat"), 0)]:
+        raise ValueError("pictures that are laid over each other are not read")
     most, at = 0, content.find(_ILOC)
     for _ in range(_MAX_BOXES):
         if at < 0:
             return most
         with suppress(struct.error, IndexError):  # the name may stand anywhere; the decoder cannot read a broken box either
             for item in _items(content, at + len(_ILOC)):
-                most = max(most, _pixels_of_units(item))
+                most = max(most, _pixels_of_grid(item) or _pixels_of_units(item))
         at = content.find(_ILOC, at + 1)
     raise ValueError("its boxes are broken")
+
+
+def _pixels_of_grid(item: bytes) -> int:
+    """Width times height of a canvas of tiles, 0 where the item is none: a version, flags, rows, columns, and the size."""
+    if item[:2] in (b"\0\0", b"\0\1") and len(item) == (12 if item[1] else 8):
+        half = (len(item) - 4) // 2
+        return int.from_bytes(item[4 : 4 + half], "big") * int.from_bytes(item[4 + half :], "big")
+    return 0
 
 
 def _items(content: bytes, at: int) -> Iterator[bytes]:
@@ -119,6 +132,12 @@ def _items(content: bytes, at: int) -> Iterator[bytes]:
 
 def _pixels_of_units(data: bytes) -> int:
     """Width times height of the sequence header among the first units of AV1, 0 where there is none."""
+    with suppress(IndexError):  # other items are no AV1
+        return _find_sequence(data)
+    return 0
+
+
+def _find_sequence(data: bytes) -> int:
     at = 0
     for _ in range(_MAX_UNITS):
         if at >= len(data):

@@ -11,7 +11,7 @@ import pillow_heif
 from PIL import Image, ImageFile
 
 from fer_ray.typing import UInt8Array
-from fer_ray.vision.codestreams import av1_pixels, jpeg2000_bytes
+from fer_ray.vision.codestreams import item_pixels, jpeg2000_bytes
 from fer_ray.vision.formats import Format
 from fer_ray.vision.jpeg import turn_upright
 from fer_ray.vision.pixels import RESULT_BYTES, check_bytes, check_pixels, is_dark, join_bytes, stored_bytes, to_bgr
@@ -20,8 +20,9 @@ from fer_ray.vision.tiff import Directory
 pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 _ORIENTATION = 0x0112
-# What decoding takes for a pixel at its peak, measured with alpha, 4:4:4 and 10 bits; JPEG 2000 and TIFF are counted from their headers.
-_LOADING_BYTES = {Format.WEBP: 17, Format.AVIF: 20, Format.HEIF: 21, Format.GIF: 2}
+# What decoding takes for a pixel at its peak, measured with 4:4:4 and 10 bits; JPEG 2000 and TIFF are counted from their headers.
+_LOADING_BYTES = {Format.WEBP: 17, Format.AVIF: 16, Format.HEIF: 16, Format.GIF: 2}
+_ALPHA_BYTES = 5  # more, in AVIF and HEIF
 _PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"))
 _PNG_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # these name the orientation
 MAX_PNG_TEXT_BYTES = 1 << 16
@@ -84,8 +85,8 @@ def _loading_bytes(image: Image.Image, content: bytes, kind: Format, page: Direc
         loading = 3 * stored * pixels
     elif kind == Format.JPEG2000:
         loading = stored * pixels + jpeg2000_bytes(content)
-    elif kind == Format.AVIF:
-        loading = _LOADING_BYTES[kind] * max(pixels, av1_pixels(content))
+    elif kind in (Format.AVIF, Format.HEIF):
+        loading = (_LOADING_BYTES[kind] + (_ALPHA_BYTES if image.mode == "RGBA" else 0)) * max(pixels, item_pixels(content))
     elif page is not None:
         loading = (2 if page.orientation > 1 else 1) * stored * pixels + page.buffer_bytes
     return max(loading, (stored + RESULT_BYTES) * pixels)

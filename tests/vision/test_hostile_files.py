@@ -17,7 +17,7 @@ from fer_ray.errors import ImageError
 from fer_ray.schema import Status
 from fer_ray.vision import decode as decoding
 from fer_ray.vision import pillow_formats, pixels
-from fer_ray.vision.codestreams import av1_pixels
+from fer_ray.vision.codestreams import item_pixels
 from fer_ray.vision.decode import decode
 
 
@@ -106,9 +106,12 @@ def test_what_is_coded_counts_and_not_what_the_boxes_around_it_say(monkeypatch: 
     size = avif.index(b"ispe") + 8
     lying = avif[:size] + struct.pack(">II", 64, 64) + avif[size + 8 :]
     frames = encoded(photo, "AVIF", speed=10, save_all=True, append_images=[photo.transpose(Image.Transpose.ROTATE_180)])
-    assert [av1_pixels(content) for content in (avif, lying, frames)] == [400 * 300] * 3
-    monkeypatch.setattr(pixels, "MAX_DECODE_BYTES", 2_300_000)  # twenty bytes for each of 400 x 300 pixels are more
-    for content in (lying, encoded(photo, "JPEG2000", codeblock_size=(4, 4))):
+    grid = encoded(photo, "HEIF", tile_size=128)
+    size = grid.index(struct.pack(">II", 400, 300))
+    narrow = grid[:size] + struct.pack(">II", 64, 64) + grid[size + 8 :]
+    assert [item_pixels(content) for content in (avif, lying, frames, grid, narrow)] == [400 * 300] * 5
+    monkeypatch.setattr(pixels, "MAX_DECODE_BYTES", 1_900_000)  # sixteen bytes for each of 400 x 300 pixels are more
+    for content in (lying, narrow, encoded(photo, "JPEG2000", codeblock_size=(4, 4))):
         with pytest.raises(ImageError) as caught:
             decode(content, 100, 720)
         assert caught.value.status == Status.TOO_LARGE
