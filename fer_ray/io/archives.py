@@ -11,7 +11,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_ray.errors import AccessError, OutageError
+from fer_ray.errors import AccessError, OutageError, TooLargeError
 from fer_ray.io.storage import Storage, join, lower_name
 from fer_ray.io.zip import BrokenArchiveError, zip_members
 from fer_ray.schema import LISTING, ImageEntry, Status, as_batches, image_id
@@ -67,12 +67,32 @@ def names_inside(uri: str) -> bool:
     return _NAMED_INSIDE.search(uri) is not None
 
 
+def look_up(storage: Storage, entry: ImageEntry) -> ImageEntry:
+    """What a list names, as its store has it now; with the reason where that cannot be looked at."""
+    try:
+        return storage.stat(entry.image_uri) or entry
+    except OutageError:
+        raise
+    except AccessError as error:
+        return replace(entry, status=Status.UNREADABLE, error=f"The file cannot be read ({error.reason}).")
+
+
 def archive_of(storage: Storage, uri: str) -> ImageEntry | None:
     """The archive that an image_uri points into; None when there is no such archive, or a file of that very name."""
     names = [uri[: match.end()] for match in _NAMED_INSIDE.finditer(uri)]
-    if not names or storage.stat(uri) is not None:
+    if not names or _stat(storage, uri) is not None:
         return None
-    return next((archive for archive in map(storage.stat, names) if archive), None)
+    return next((archive for archive in (_stat(storage, name) for name in names) if archive), None)
+
+
+def _stat(storage: Storage, uri: str) -> ImageEntry | None:
+    """As `Storage.stat`; what is forbidden may not be there: S3 says so of names that are not, to those who may not list."""
+    try:
+        return storage.stat(uri)
+    except OutageError:
+        raise
+    except AccessError:
+        return None
 
 
 class _UnreadableError(Exception):
@@ -107,6 +127,8 @@ def _members(storage: Storage, archive: ImageEntry) -> Iterator[ImageEntry]:
         yield replace(archive, status=Status.UNDECODABLE, error=f"The archive does not read to its end ({error}).")
     except OutageError:
         raise
+    except TooLargeError as error:
+        yield replace(archive, status=Status.TOO_LARGE, error=f"The archive has {error.size:,} bytes and cannot be read by parts.")
     except AccessError as error:
         raise _UnreadableError(error.reason) from error
     except OSError as error:
@@ -139,7 +161,7 @@ def _tar_members(storage: Storage, archive: ImageEntry) -> Iterator[ImageEntry]:
         for member in _headers(file):
             if not member.isreg() and not member.islnk() and not member.issym():
                 continue
-            name = member.name.encode(errors="surrogateescape").decode(errors="replace")
+            name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
             uri = f"{archive.image_uri}#{name}"
             if problem := _problem(member):
                 yield ImageEntry(uri, None, archive.modified_at, archive.etag, status=Status.UNDECODABLE, error=problem)

@@ -124,7 +124,7 @@ class FolderStore:
         Raises:
             StorageError: it cannot.
         """
-        path = Path(folder)
+        path = Path(path_of_uri(folder))
         existing = next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
         if not existing.is_dir():
             raise StorageError(f"The folder {folder} cannot be written ({existing} is no folder): name another folder.")

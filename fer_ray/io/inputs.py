@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from fer_ray.errors import UsageError
-from fer_ray.io.archives import UNREAD, archive_of, files_in, find_inside, is_archive, names_inside
+from fer_ray.io.archives import UNREAD, archive_of, files_in, find_inside, is_archive, look_up, names_inside
 from fer_ray.io.folders import FolderStore, path_of_uri
 from fer_ray.io.storage import WEB, Storage, absolute, is_remote, lower_name
 from fer_ray.io.uri_list import LISTS, read_list
@@ -93,8 +93,8 @@ def list_images(
                 if taken.takes(path, entry.size_bytes, is_named or entry.image_uri.startswith(WEB)):
                     yield entry
             elif not taken.excludes(path):
-                found = storage.stat(entry.image_uri) if is_list else entry
-                for member in files_in(storage, found or entry, indexes):
+                found = look_up(storage, entry) if is_list else entry
+                for member in files_in(storage, found, indexes):
                     name = member.image_uri[len(entry.image_uri) + 1 :]
                     inside = name if is_named else f"{path}/{name}"
                     if not name or taken.takes(inside, member.size_bytes):

@@ -12,6 +12,7 @@ import os
 import posixpath
 import re
 import urllib.parse
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -75,11 +76,11 @@ def read_list(storage: Storage, uri: str) -> Iterator[ImageEntry]:
                     if isinstance(given := cells.get("image_uri"), str):
                         cells["image_uri"] = storage.without_secret(given)
                     entry = _entry_of(cells, base)
-                except (ValueError, UsageError) as error:
+                except (ValueError, TypeError, OverflowError, UsageError) as error:
                     raise UsageError(f"The list {uri} has a bad line, number {number} ({error}): correct it or take it out.") from error
                 if entry:
                     yield entry
-    except (pa.ArrowException, csv.Error, KeyError, OSError, EOFError, ValueError, RecursionError) as error:
+    except (pa.ArrowException, csv.Error, KeyError, OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error) as error:
         reason = " ".join(str(error.args[0] if error.args else error).split())[:200]
         raise UsageError(f"The list {uri} does not read ({reason}): give one with {_WANTED}.") from error
 
@@ -166,7 +167,11 @@ def _text_rows(text: io.TextIOWrapper) -> Iterator[Row]:
 def _json_lines(text: io.TextIOWrapper) -> Iterator[Row]:
     for number, line in enumerate(_lines(text), 1):
         if line.strip():
-            yield number, _json_cells(json.loads(line), f"line {number}")
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number} is no JSON") from error
+            yield number, _json_cells(row, f"line {number}")
 
 
 def _json_rows(text: io.TextIOWrapper) -> Iterator[Row]:
@@ -188,7 +193,7 @@ def _json_cells(row: Any, what: str) -> dict[str, Any]:
         return {"image_uri": row}
     if not isinstance(row, dict):
         raise ValueError(f"{what} is no object and no text")
-    return {name: row[column] for name, column in _columns_of(row).items()}
+    return {name: row[column] for name, column in _columns_of(row, f"{what} has ").items()}
 
 
 _READERS: dict[str, Callable[[io.TextIOWrapper], Iterator[Row]]] = {
@@ -230,9 +235,9 @@ def _known_columns(header: Iterable[str]) -> dict[str, str]:
     return {name: column for name, column in found.items() if column is not None}
 
 
-def _columns_of(header: Iterable[str]) -> dict[str, str]:
+def _columns_of(header: Iterable[str], what: str = "") -> dict[str, str]:
     if not _finds_images(header):
-        raise KeyError(f"no such column: {', '.join(map(str, header))}")
+        raise KeyError(f"{what}no such column: {', '.join(map(str, header))}")
     return _known_columns(header)
 
 

@@ -183,4 +183,4 @@ def _decoded(name: bytes, flags: int) -> str:
     try:
         return name.decode()
     except UnicodeDecodeError:
-        return name.decode(errors="replace") if flags & _IS_UTF8 else name.decode("cp437")
+        return name.decode(errors="backslashreplace") if flags & _IS_UTF8 else name.decode("cp437")

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import tarfile
 import zipfile
 import zlib
@@ -185,3 +186,13 @@ def test_tarfile_agrees_with_what_is_listed(tmp_path: Path) -> None:
             archive.addfile(member, io.BytesIO(bytes(number)))
     (tmp_path / "x.tar").write_bytes(buffer.getvalue())
     assert [len(STORAGE.read_image(entry, 1)) for entry in listed(tmp_path / "x.tar")] == list(range(50))
+
+
+def test_names_in_a_tar_that_are_no_text_stay_apart(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    names = (b"\xfe.jpg", b"\xff.jpg")
+    path.write_bytes(b"".join(header(os.fsdecode(name), 1) + padded(name[:1]) for name in names) + END)
+    entries = listed(path)
+    assert len({entry.image_uri for entry in entries}) == 2
+    assert [read_image_named(STORAGE, entry.image_uri, 1) for entry in entries] == [b"\xfe", b"\xff"]
+    assert all(entry.image_uri.encode() for entry in entries)
