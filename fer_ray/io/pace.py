@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,7 +17,11 @@ from fer_ray.errors import SlowError, TooLargeError
 
 SECONDS = 30.0  # that any file may take
 BYTES_PER_SECOND = 64 << 10  # the least pace beyond that: of sixteen at a time, on a line of 8 Mbit/s
+MANY = 8  # that were too slow within MANY_SECONDS: then others get SECONDS_AMONG_MANY at first
+MANY_SECONDS = 600.0
+SECONDS_AMONG_MANY = 5.0
 _CHUNK_BYTES = 256 << 10
+_slow_at: deque[float] = deque(maxlen=MANY)  # when the last ones were given up, in this process
 
 
 def collect(uri: str, chunks: Iterable[bytes], limit: float) -> bytes:
@@ -32,11 +37,14 @@ def collect(uri: str, chunks: Iterable[bytes], limit: float) -> bytes:
         TooLargeError: there are more than `limit` bytes.
     """
     started, size, received = time.monotonic(), 0, []
+    are_many = len(_slow_at) == MANY and started - _slow_at[0] < MANY_SECONDS
+    patience = SECONDS_AMONG_MANY if are_many else SECONDS
 
     def check() -> None:
-        seconds = time.monotonic() - started
-        if seconds >= SECONDS + size / BYTES_PER_SECOND:
-            raise SlowError(uri, size, seconds)
+        now = time.monotonic()
+        if now - started >= patience + size / BYTES_PER_SECOND:
+            _slow_at.append(now)
+            raise SlowError(uri, size, now - started)
 
     try:
         for chunk in chunks:

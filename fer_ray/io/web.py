@@ -9,13 +9,13 @@ from __future__ import annotations
 import email.utils
 import functools
 import io
+import itertools
 import random
 import re
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from datetime import datetime
 from typing import TypeVar
 
@@ -166,17 +166,16 @@ def _body(answer: urllib3.BaseHTTPResponse, uri: str, limit: float, length: int 
 def _with_retries(uri: str, work: Callable[[], Answered]) -> Answered:
     """What comes in the end; urllib3 would write addresses into the log, with whatever secret a redirect gave them."""
     started = time.monotonic()
-    for attempt in range(ATTEMPTS - 1):
-        with suppress(HTTPError, _OverloadedError):
+    for attempt in itertools.count(1):
+        try:
             return work()
-        if time.monotonic() - started > READ_SECONDS / 2:
-            break  # a server that is silent has one more try
-        time.sleep(random.uniform(0.5, 1) * SECONDS_BEFORE_RETRY * 2**attempt)
-    try:
-        return work()
-    except (HTTPError, _OverloadedError) as error:
-        reason = str(error) if isinstance(error, _OverloadedError) else type(error).__name__
-        raise OutageError(f"{uri} cannot be read ({reason}): check the address and the network.", reason) from None
+        except (HTTPError, _OverloadedError) as error:
+            is_silent = time.monotonic() - started > READ_SECONDS / 2  # five tries would take minutes
+            if attempt == ATTEMPTS or is_silent:
+                reason = str(error) if isinstance(error, _OverloadedError) else type(error).__name__
+                raise OutageError(f"{uri} cannot be read ({reason}): check the address and the network.", reason) from None
+        time.sleep(random.uniform(0.5, 1) * SECONDS_BEFORE_RETRY * 2 ** (attempt - 1))
+    raise AssertionError("the last try ends the loop")
 
 
 def _look(method: str, uri: str, headers: Mapping[str, str] | None = None) -> urllib3.BaseHTTPResponse:

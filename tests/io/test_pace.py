@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from fer_ray.errors import ImageError, OutageError
+from fer_ray.errors import ImageError, OutageError, SlowError
 from fer_ray.io import cloud, pace, s3, s3_client, web
 from fer_ray.io.storage import Storage
 from fer_ray.schema import ImageEntry
@@ -51,6 +51,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Store)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(pace, "SECONDS", 1.0)
+    monkeypatch.setattr(pace, "_slow_at", deque(maxlen=pace.MANY))
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("GOOGLE_BASE_URL", address)
     ASKED.clear()
@@ -83,7 +84,7 @@ def test_an_answer_whose_head_trickles_is_a_row_in_time(endpoint: str, monkeypat
     monkeypatch.setattr(web, "READ_SECONDS", 1.0)
     with pytest.raises(ImageError, match=r"The file cannot be read \(ProtocolError\)"):
         Storage().read_image(ImageEntry(f"{endpoint}/head.jpg", len(BODY), None), 1)
-    assert ASKED["/head.jpg"] == 2
+    assert ASKED["/head.jpg"] == 1
 
 
 def test_an_object_that_is_not_answered_is_asked_for_once_in_a_try(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +96,17 @@ def test_an_object_that_is_not_answered_is_asked_for_once_in_a_try(endpoint: str
     with pytest.raises(OutageError, match="no answer in time"):
         storage.read("s3://bucket/silent.jpg")
     assert ASKED["/bucket/silent.jpg"] == 1
+
+
+def test_after_many_objects_that_trickle_others_are_given_up_sooner(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(pace.MANY - 1):
+        pace._slow_at.append(time.monotonic())
+    with pytest.raises(SlowError):
+        Storage().read(f"{endpoint}/slow.jpg")
+    monkeypatch.setattr(pace, "SECONDS", 20.0)
+    monkeypatch.setattr(pace, "SECONDS_AMONG_MANY", 0.2)
+    started = time.monotonic()
+    with pytest.raises(SlowError):
+        Storage().read(f"{endpoint}/slow.jpg")
+    assert time.monotonic() - started < 10
+    assert Storage().read(f"{endpoint}/sound.jpg") == BODY
