@@ -167,7 +167,7 @@ class _Counter:
         self.first: tuple[float, int] | None = None
 
     def __call__(self, counts: Counter[str], images: int) -> None:
-        done, now = counts["images"], time.monotonic()
+        done, now = min(counts["images"], images), time.monotonic()  # some count twice where a part was begun again
         self.progress.update(done, images, f"{plural(counts['faces'], 'face')}, {counts['failed']:,} failed")
         self.first = self.first or (now, done)
         if done and (done == images or self.recorded is None or now - self.recorded >= EVENT_SECONDS):
