@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from fer_ray.errors import ImageError
+from fer_ray.errors import ImageError, StorageError
 from fer_ray.io.outages import PatientReader
-from fer_ray.schema import ImageEntry
+from fer_ray.io.storage import is_remote
+from fer_ray.schema import ImageEntry, Status
 
 THREADS = 16
 MAX_IMAGES_AHEAD = 64
 MAX_BYTES_AHEAD = 64 << 20
 UNKNOWN_SIZE = 4 << 20
+LOCAL_SECONDS = 60.0  # for a file of this machine, as long as others come: a hung mount answers to nothing
+PROBE_SECONDS = 10.0  # for another, which was read before
+HUNG_SECONDS = 300.0  # beyond what the reader waits for a store: then a read has come to a place without a limit of its own
+
+_Outcome = Future[bytes | ImageError]
+_Waiting = tuple[ImageEntry, int, _Outcome]  # with the bytes that are held for it
 
 
 class Fetcher:
@@ -23,6 +30,7 @@ class Fetcher:
     def __init__(self, reader: PatientReader) -> None:
         self.reader = reader
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch")
+        self._witness: ImageEntry | None = None  # the last that was read
 
     def fetch(self, entries: Sequence[ImageEntry]) -> Iterator[bytes | ImageError]:
         """The bytes of each image, in order; an ImageError in place of one that cannot be read.
@@ -30,15 +38,31 @@ class Fetcher:
         Raises:
             StorageError: nothing can be read with these credentials, or the store was down for long.
         """
-        waiting: deque[tuple[int, Future[bytes | ImageError]]] = deque()
+        waiting: deque[_Waiting] = deque()
         ahead = 0
         for entry in itertools.chain(entries, itertools.repeat(None)):
             size = 0 if entry is None else UNKNOWN_SIZE if entry.size_bytes is None else entry.size_bytes
             while waiting and (entry is None or len(waiting) >= MAX_IMAGES_AHEAD or ahead + size > MAX_BYTES_AHEAD):
-                held, future = waiting.popleft()
+                first, held, future = waiting.popleft()
                 ahead -= held
-                yield future.result()
+                outcome = future.result() if future.done() else self._wait_for(first, future, waiting)
+                if isinstance(outcome, bytes):
+                    self._witness = first
+                yield outcome
             if entry is None:
                 return
-            waiting.append((size, self._threads.submit(self.reader.read, entry)))
+            waiting.append((entry, size, self._threads.submit(self.reader.read, entry)))
             ahead += size
+
+    def _wait_for(self, entry: ImageEntry, future: _Outcome, others: Iterable[_Waiting]) -> bytes | ImageError:
+        """The image when it has come; a row where it hangs and another can be read again. Its thread is lost then."""
+        longest = self.reader.wait_seconds + HUNG_SECONDS
+        for seconds in (longest,) if is_remote(entry.archive_uri or entry.image_uri) else (LOCAL_SECONDS, longest):
+            if wait([future], seconds).done:
+                return future.result()
+            self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch")
+            witness = next((other for other, _, read in others if read.done() and not read.exception()), self._witness)
+            probe = self._threads.submit(self.reader.read, witness) if witness else None
+            if probe and wait([probe], PROBE_SECONDS).done and isinstance(probe.result(), bytes):
+                return ImageError(Status.UNREADABLE, f"The file cannot be read (no answer in {seconds:.0f} s).")
+        raise StorageError(f"{entry.image_uri} gave no answer in {longest:.0f} s: see to the store, the file system and the network.")

@@ -5,11 +5,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import cast
 
 import pytest
 
-from fer_ray.errors import ImageError, OutageError, SlowError
-from fer_ray.io import cloud, pace, s3, s3_client, web
+from fer_ray.errors import ImageError, OutageError, SlowError, StorageError
+from fer_ray.io import cloud, pace, prefetch, s3, s3_client, web
+from fer_ray.io.outages import PatientReader
 from fer_ray.io.storage import Storage
 from fer_ray.schema import ImageEntry
 
@@ -110,3 +112,33 @@ def test_after_many_objects_that_trickle_others_are_given_up_sooner(endpoint: st
         Storage().read(f"{endpoint}/slow.jpg")
     assert time.monotonic() - started < 10
     assert Storage().read(f"{endpoint}/sound.jpg") == BODY
+
+
+class HungMount:
+    """Reads files, but never one whose name says so."""
+
+    wait_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def read(self, entry: ImageEntry) -> bytes | ImageError:
+        if "hung" in entry.image_uri:
+            self.ended.wait()
+        return BODY
+
+
+def test_a_file_on_a_hung_mount_is_a_row_beside_others_and_else_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch, "LOCAL_SECONDS", 1.0)
+    monkeypatch.setattr(prefetch, "HUNG_SECONDS", 1.0)
+    reader = HungMount()
+    fetcher = prefetch.Fetcher(cast("PatientReader", reader))
+    hung, sound = ImageEntry("/hung.jpg", 1, None), ImageEntry("/sound.jpg", 1, None)
+    first, *others = fetcher.fetch([hung] + [sound] * 70)
+    assert str(first) == "The file cannot be read (no answer in 1 s)."
+    assert others == [BODY] * 70
+    assert [str(one) for one in fetcher.fetch([hung])] == ["The file cannot be read (no answer in 1 s)."], "the last one is asked for again"
+    fetcher = prefetch.Fetcher(cast("PatientReader", reader))
+    with pytest.raises(StorageError, match=r"^/hung.jpg gave no answer in 1 s"):
+        list(fetcher.fetch([hung]))
+    reader.ended.set()
