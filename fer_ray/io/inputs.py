@@ -86,8 +86,8 @@ def list_images(
         base = uri.rpartition("/")[0] if is_list else uri
         for entry in listed:
             path, is_named = _path_below(base, entry), entry.image_uri == uri
-            if entry.error is not None and path.endswith("/"):
-                if not taken.excludes(path[:-1]):
+            if entry.error is not None and (not path or path.endswith("/")):  # a folder, perhaps the input itself
+                if not path or not taken.excludes(path[:-1]):
                     yield entry
             elif entry.error is not None or entry.archive_uri is not None or not is_archive(entry.image_uri):
                 if taken.takes(path, entry.size_bytes, is_named or entry.image_uri.startswith(WEB)):
@@ -138,12 +138,11 @@ def is_no_image(path: str, size: int | None = None) -> bool:
 
 def _files(storage: Storage, uri: str, excluded: str, selection: Selection) -> Iterator[ImageEntry]:
     """Everything below a folder or prefix, or a single file; in a store both may be there."""
-    found = None if is_remote(uri) else storage.stat(uri)
+    found = find_inside(storage, uri) or (None if is_remote(uri) else storage.stat(uri))
     if found is None:
         yield from storage.list_files(uri, excluded)
-    if is_remote(uri) and (not uri.endswith("/") or uri.startswith(WEB)):
-        found = storage.stat(uri)
-    found = found or find_inside(storage, uri)
+        if is_remote(uri) and (not uri.endswith("/") or uri.startswith(WEB)):
+            found = storage.stat(uri)
     if found:
         _check_kind(found, selection)
         yield found

@@ -12,7 +12,7 @@ import pytest
 
 from fer_ray.errors import ImageError, UsageError
 from fer_ray.io import archives
-from fer_ray.io.inputs import check_inputs, list_images, read_image_named
+from fer_ray.io.inputs import Selection, check_inputs, list_images, read_image_named
 from fer_ray.io.storage import Storage
 from fer_ray.schema import ImageEntry, Status
 
@@ -150,7 +150,9 @@ def test_every_address_of_an_image_in_an_archive_is_an_input_as_well(tmp_path: P
     everything = listed(folder)
     assert len(everything) == 3
     for entry in everything:
-        assert list(list_images(STORAGE, check_inputs(STORAGE, [entry.image_uri]), "")) == [entry]
+        selection = Selection()
+        assert list(list_images(STORAGE, check_inputs(STORAGE, [entry.image_uri]), "", None, selection)) == [entry]
+        assert selection.ignored == 0
     (tmp_path / "list.txt").write_text("\n".join([*(entry.image_uri for entry in everything), f"{folder}/x.tar#gone.jpg"]))
     again = listed(tmp_path / "list.txt")
     assert again[:-1] == everything

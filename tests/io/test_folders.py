@@ -10,6 +10,7 @@ import pytest
 
 from fer_ray.errors import ImageError
 from fer_ray.io import folders
+from fer_ray.io.inputs import Selection, list_images
 from fer_ray.io.storage import Storage
 from fer_ray.schema import ImageEntry, Status
 
@@ -73,6 +74,8 @@ def test_what_the_walk_cannot_read_is_a_row_with_the_reason(tmp_path: Path, monk
     assert STORAGE.read_image(found.pop("sound.jpg"), 1) == b"x"
     assert set(found) == {"ring", "ring a", "ring b", "long.jpg", "gone.jpg", "behind a file", "locked"}
     assert found["locked"].image_uri.endswith("locked/")
+    for selection in (Selection(), Selection(["*.jpg"])):
+        assert list(list_images(STORAGE, [str(tmp_path / "locked")], "", None, selection)) == [found["locked"]]
     for entry in found.values():
         assert (entry.status, entry.size_bytes) == (Status.UNREADABLE, None)
         with pytest.raises(ImageError, match=r"cannot be (read|listed) "):
