@@ -20,12 +20,13 @@ _JUNK_STARTS = ("._", "_committed_", "_started_")
 _OTHER_SUFFIXES = frozenset(
     re.findall(
         r"\w+",
-        "aae cls csv html htm ini json jsonl log md ndjson text tsv txt url xml xmp yaml yml "  # sidecars, captions, labels
-        "3gp avi flv lrv m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv "  # films
+        "aae csv gpx html htm ini json jsonl log md meta ndjson text tsv txt url xml xmp yaml yml "  # sidecars
+        "caption class cls label prompt tags "  # of WebDataset
+        "3gp avi flv lrv m2ts m4v mkv mov mp mp4 mpeg mpg mts ogv webm wmv "  # films
         "aac aiff amr flac m4a mid mp3 ogg opus wav wma "  # sound
         "doc docx epub odp ods odt pdf ppt pptx rtf srt vtt xls xlsx "  # documents
         "arrow avro ckpt db feather h5 hdf5 idx index npy npz onnx orc parquet pickle pkl pt pth safetensors sqlite tfrecord "  # data
-        "c cpp css exe ipynb jar java js lnk py sh sql "  # programs
+        "c cpp css dmg exe iso ipynb jar java js lnk py sh sql "  # programs
         "asc crc md5 sha1 sha256 sig",  # checksums
     )
 )

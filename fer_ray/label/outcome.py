@@ -55,9 +55,11 @@ def describe(row: dict[str, Any], counts: Counter[str], labeled: int, seconds: f
         seconds: How long that took, without start-up.
     """
     took = f"{labeled:,} labeled now, in {seconds:.1f} s, {format_rate(labeled / seconds, 'images')}" if seconds else "labeled before"
+    waiting = row["images_total"] - row["images_ok"] - row["images_no_face"] - row["images_failed"]
+    archived = f", {waiting:,} archived" if waiting else ""
     lines = [
         f"{plural(row['images_total'], 'image')} ({took})",
-        f"  {row['images_ok']:,} with faces, {row['images_no_face']:,} without, {row['images_failed']:,} failed",
+        f"  {row['images_ok']:,} with faces, {row['images_no_face']:,} without, {row['images_failed']:,} failed{archived}",
         f"  {plural(row['faces_total'], 'face')} ({row['faces_left_out']:,} more left out: too small or too doubtful)",
     ]
     emotions = [(key.removeprefix("emotion:"), n) for key, n in counts.most_common() if key.startswith("emotion:")]
