@@ -87,7 +87,8 @@ connection.sql("SELECT emotion, count(*) FROM faces_latest GROUP BY ALL")
 ```
 
 Tables in S3 need the extension `httpfs` and a secret: the head of `duckdb.sql` has the lines. The script holds the address of the
-tables: when they move, the next run writes it anew.
+tables; in a copy of them it reads the copy where DuckDB is started in its folder, or after
+`SET VARIABLE fer_ray_output = '/the/copy'`. The next run into the copy writes the script anew.
 
 In Athena, run the statements of `views/athena.sql` one by one, in a database of their own. They make the tables `runs`, `images_files`
 and `faces_files` over the files, and over those the views `images`, `faces`, `images_latest` and `faces_latest`. The partitions are

@@ -97,13 +97,14 @@ def _check_value(name: str, value: Any) -> None:
     for item in value if isinstance(value, tuple) else (value,):
         if isinstance(item, (int, float)) and abs(item) > _MAX_NUMBER:
             raise UsageError(f"The setting {name} must be at most {_MAX_NUMBER:,}, not {reprlib.repr(item)}.")
-        if isinstance(item, str) and ("\0" in item or not _is_a_name(item)):
-            raise UsageError(f"The setting {name} must be text without zero bytes and halves of characters, not {reprlib.repr(item)}.")
+        if isinstance(item, str) and ("\0" in item or not _is_a_name(item, written=name == "output")):
+            raise UsageError(f"The setting {name} must be text in UTF-8 without zero bytes, not {reprlib.repr(item)}.")
 
 
-def _is_a_name(text: str) -> bool:
+def _is_a_name(text: str, written: bool) -> bool:
+    """Whether files can have it; libraries that write want it in UTF-8, while what others named may hold any bytes."""
     try:
-        os.fsencode(text)
+        text.encode() if written else os.fsencode(text)
     except UnicodeEncodeError:
         return False
     return True

@@ -171,10 +171,8 @@ def _with_first(column: pa.ChunkedArray, value: str | bool | None) -> pa.Array:
 def _sorted_together(listed: Iterator[pa.RecordBatch], published: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     failures: list[Exception] = []
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch, duckdb.connect() as connection:
-        connection.execute(
-            f"SET memory_limit='{MEGABYTES}MB'; SET threads=1; SET temp_directory='{scratch}'; SET streaming_buffer_size='64KB';"
-            "SET preserve_insertion_order=false"
-        )
+        connection.execute(f"SET memory_limit='{MEGABYTES}MB'; SET threads=1; SET streaming_buffer_size='64KB'")
+        connection.execute("SET preserve_insertion_order=false; SET temp_directory='{}'".format(scratch.replace("'", "''")))
         limit = _MemoryLimit(connection)
         connection.register("listed", pa.RecordBatchReader.from_batches(LISTING, _keep_failure(listed, failures, limit)))
         connection.register("earlier", pa.RecordBatchReader.from_batches(_PUBLISHED, _keep_failure(published, failures, limit)))
@@ -261,11 +259,14 @@ def _run_of(file: str) -> str:
 def _labeled_in(storage: Storage, file: str, condition: pc.Expression) -> Iterator[pa.RecordBatch]:
     """The rows of a file of images that meet the condition and could be read."""
     columns = [*_STATE_COLUMNS, "model_version", "status"]
-    with storage.open(file, read_ahead=1 << 16) as opened:
-        stored = pq.ParquetFile(opened)
-        for group in range(stored.num_row_groups):
-            for batch in stored.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=columns, use_threads=False):
-                yield batch.filter(condition & (pc.field("status") != Status.UNREADABLE.value))
+    try:
+        with storage.open(file, read_ahead=1 << 16) as opened:
+            stored = pq.ParquetFile(opened)
+            for group in range(stored.num_row_groups):
+                for batch in stored.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=columns, use_threads=False):
+                    yield batch.filter(condition & (pc.field("status") != Status.UNREADABLE.value))
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"The table file {file} cannot be read: restore it, or remove all files of that run.") from error
 
 
 def _without_repeats(table: pa.Table, last_uri: str | None) -> pa.Table:

@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -22,6 +23,7 @@ from fer_ray.io.inputs import check_inputs
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.label.plan import PLAN_FILE, Plan, read_plan
 from fer_ray.models import bundle
+from fer_ray.text import sanitize
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ def identify(config: LabelConfig) -> Run:
     config = dataclasses.replace(config, input=tuple(map(storage.without_secret, config.input)))
     try:
         output = absolute(config.output or demo_photos.OUTPUT, "output")
+        if re.search(r"[\\\udc80-\udcff]", output):
+            raise UsageError(
+                f"The output {sanitize(output)} has a backslash or no UTF-8 in its name, which DuckDB does not find: name another."
+            )
         inputs = check_inputs(storage, config.input) if config.input else (demo_photos.INPUT,)
         model = absolute(bundle.resolve(config.model), "model")
         with bundle.local_copy(storage, model) as folder:

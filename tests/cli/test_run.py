@@ -54,8 +54,8 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) 
         ("a: " + "9" * 5000, "cannot be read"),
         ("model: " + "x" * 70_000, "larger than 65,536 bytes"),
         ('run_id: "a\\0b"', "run id"),
-        ('model: "a\\0b"', "model must be text without zero bytes"),
-        ('output: "\\ud800"', "output must be text without"),
+        ('model: "a\\0b"', "model must be text in UTF-8 without zero bytes"),
+        ('output: "\\ud800"', "output must be text in UTF-8"),
         ("? [1, 2]\n: 3", "cannot be read"),
     ],
 )
@@ -79,6 +79,7 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, complaint
         (["--output", "o", "--max-megapixels", "1000"], "178"),
         (["--outptu", "o"], "--outptu. Did you mean --output?"),
         (["--output", "o", "--min-face-score", "2"], "at most 1, not 2"),
+        (["--output", "o\udcff"], "output must be text in UTF-8"),
         (["--output", "o", "--run-date", "2026-02-30"], "2026-02-30"),
         (["--output", "o", "--keep-days", "inf"], "keep_days must be a number, not inf"),
         (["--output", "o", "--max-file-megabytes", "nan"], "max_file_megabytes must be a number, not nan"),

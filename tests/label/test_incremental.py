@@ -3,7 +3,9 @@
 import dataclasses
 import datetime
 import random
+import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -86,6 +88,14 @@ def test_due_images_come_once_and_sorted_however_they_are_listed() -> None:
     random.Random(3).shuffle(listed)
     known = published(*entries[::2], *entries[::2])
     assert due(listed, known) == (entries[1::2], 20_000)
+
+
+def test_any_name_will_do_for_the_folder_of_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "it's; DROP"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    (table,) = due_images([ImageEntry("a.jpg", 1, None)], lambda: iter(()), None, Counts())
+    assert table["image_uri"].to_pylist() == ["a.jpg"]
 
 
 def test_a_limit_ends_the_listing_and_takes_the_first_that_are_due() -> None:

@@ -237,6 +237,7 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(tmp_path: Pat
         "photos is missing or has no bundle.json": [*photos, "--output", output, "--model", tmp_path / "photos"],
         "upgrade fer_ray": [*photos, "--output", output, "--model", newer],
         "holds values that are no numbers": [*photos, "--output", output, "--model", silent],
+        "has a backslash or no UTF-8": [*photos, "--output", f"{output}\\x"],
         "'colour'": [*photos, "--output", output, "--config", tmp_path / "unknown.yaml"],
     }
     for complaint, arguments in cases.items():

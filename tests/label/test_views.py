@@ -22,7 +22,9 @@ from sqlglot import expressions
 from tables_page import DOCUMENTS, example_queries, tables_document
 
 from fer_ray.config.label import LabelConfig
+from fer_ray.errors import StorageError
 from fer_ray.io.storage import Storage
+from fer_ray.label.incremental import published_images
 from fer_ray.label.publish import commit, table_file
 from fer_ray.label.run import Run
 from fer_ray.label.views import athena_views, duckdb_views, write_views
@@ -209,6 +211,36 @@ def test_an_image_that_could_not_be_read_keeps_its_label_and_the_run_that_commit
         assert found == expected | ({str(archive.folder / "2020/c.png"): run_id} if status == "no_face" else {})
 
 
+def test_a_copy_reads_the_copy_and_a_look_from_elsewhere_reads_what_was_named(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied, other = shutil.copytree(archive.output, tmp_path / "copy"), shutil.copytree(archive.output, tmp_path / "other")
+    (copied / "runs" / "night-2.parquet").unlink()
+    write_views(Storage(), str(other))
+    assert len(list((other / "views").glob("place-*"))) == 1
+    runs = {}
+    for name, here, script in (
+        ("inside the copy", copied, copied),
+        ("inside another output", other, archive.output),
+        ("elsewhere", tmp_path, archive.output),
+    ):
+        monkeypatch.chdir(here)
+        runs[name] = open_duckdb(script).sql("SELECT count(*) FROM runs").fetchall()[0][0]
+    assert runs == {"inside the copy": 3, "inside another output": 4, "elsewhere": 4}
+    connection = duckdb.connect()
+    connection.execute("SET VARIABLE fer_ray_output = ?", [str(copied)])
+    connection.sql((archive.output / "views" / "duckdb.sql").read_text(encoding="utf-8"))
+    assert connection.sql("SELECT count(*) FROM runs").fetchall() == [(3,)]
+
+
+@pytest.mark.parametrize("name", ["runs/night-1.parquet", "images/run_date=2026-11-20/night-1-0.parquet"])
+def test_a_table_file_that_was_cut_short_is_named(archive: Archive, tmp_path: Path, name: str) -> None:
+    copied = shutil.copytree(archive.output, tmp_path / "copy")
+    (copied / name).write_bytes((copied / name).read_bytes()[:-100])
+    with pytest.raises(StorageError, match=f"{re.escape(name)} cannot be read"):
+        list(published_images(Storage(), str(copied), archive.model))
+
+
 def test_a_run_that_commits_while_a_query_starts_is_seen_whole_or_not_at_all(archive: Archive, tmp_path: Path) -> None:
     late = ["images/run_date=2026-11-21/night-2-0.parquet", "faces/run_date=2026-11-21/night-2-0.parquet", "runs/night-2.parquet"]
     output, aside = shutil.copytree(archive.output, tmp_path / "tables"), tmp_path / "aside"
@@ -356,7 +388,7 @@ def test_the_views_are_written_once_and_name_the_store(archive: Archive) -> None
     before = {file.name: file.stat().st_ino for file in views.iterdir()}
     write_views(Storage(), str(archive.output))
     assert {file.name: file.stat().st_ino for file in views.iterdir()} == before
-    assert set(before) == {"duckdb.sql", "athena.sql"}
+    assert {name.partition("-")[0] for name in before} == {"duckdb.sql", "athena.sql", "place"}
     script = duckdb_views("s3://archive/tables", "http://127.0.0.1:9000")
-    assert "read_parquet('s3://archive/tables/faces/*/*.parquet'" in script
+    assert "'s3://archive/tables') || '/faces/*/*.parquet'" in script
     assert "ENDPOINT '127.0.0.1:9000', URL_STYLE 'path', USE_SSL false);" in script

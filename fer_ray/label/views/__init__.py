@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import textwrap
 from collections.abc import Iterable
@@ -27,11 +28,17 @@ _ATHENA_TYPES = {
 
 
 def write_views(storage: Storage, output: str) -> None:
-    """Leave `views/duckdb.sql` and `views/athena.sql` beside the tables, unless they are there as they should be."""
+    """Leave `views/duckdb.sql` and `views/athena.sql` beside the tables, unless they are there as they should be.
+
+    An empty file names the place that they were written for: in a copy of the output it stands below another one.
+    """
     scripts = {
         "duckdb.sql": duckdb_views(output, storage.s3_endpoint),
         "athena.sql": athena_views(output, _first_run_date(storage, output)),
+        _place(output): "",
     }
+    stale = [entry.image_uri for entry in storage.list_files(join(output, "views")) if "/place-" in entry.image_uri[len(output) :]]
+    storage.remove(*(uri for uri in stale if not uri.endswith(_place(output))))
     for name, script in scripts.items():
         uri, content = join(output, "views", name), script.encode(errors="surrogateescape")
         try:
@@ -42,10 +49,15 @@ def write_views(storage: Storage, output: str) -> None:
         storage.write(uri, content)
 
 
+def _place(output: str) -> str:
+    return f"place-{hashlib.sha256(output.encode()).hexdigest()[:12]}"
+
+
 def duckdb_views(output: str, s3_endpoint: str = "") -> str:
     """A script for DuckDB that makes the views `runs`, `images`, `faces`, `images_latest` and `faces_latest`.
 
-    It works from any directory. run_date comes from `runs`: a folder above the output may look like a partition as well.
+    It works from any directory; in a copy of the output, from inside of the copy. run_date comes from `runs`: a folder above the
+    output may look like a partition as well.
     """
     store = urlsplit(s3_endpoint)
     endpoint = (
@@ -56,9 +68,8 @@ def duckdb_views(output: str, s3_endpoint: str = "") -> str:
         "duckdb.sql.j2",
         on_s3=output.startswith(S3),
         endpoint=endpoint,
-        runs=_quoted(join(literal, "runs", "*.parquet")),
-        images=_quoted(join(literal, "images", "*", "*.parquet")),
-        faces=_quoted(join(literal, "faces", "*", "*.parquet")),
+        place=_place(output),
+        output=_quoted(literal),
         run_columns=_wrapped(RUNS.names),
         image_columns=_wrapped([f"files.{name}" for name in IMAGES.names]),
         face_columns=_wrapped([f"files.{name}" for name in FACES.names]),
