@@ -201,7 +201,10 @@ def _compiled(patterns: Iterable[str], folders: bool) -> re.Pattern[str] | None:
         + ("(?:/.*)?" if folders or "/" in pattern else "")
         for pattern in patterns
     ]
-    return re.compile("|".join(parts), re.IGNORECASE | re.DOTALL) if parts else None
+    try:
+        return re.compile("|".join(parts), re.IGNORECASE | re.DOTALL) if parts else None
+    except re.error as error:
+        raise UsageError(f"A pattern of --include or --exclude cannot be read ({error.msg}): give one such as '*.jpg'.") from error
 
 
 def _expression(pattern: str) -> str:

@@ -170,11 +170,13 @@ def _read(file: IO[bytes], kind: struct.Struct) -> tuple[Any, ...] | None:
 def _widened(extra: bytes, values: tuple[int, ...]) -> list[int]:
     """The values, those too large for 4 bytes from the extra field."""
     wide: list[int] = []
-    while len(extra) >= 4:
-        kind, length = struct.unpack_from("<2H", extra)
+    place = 0
+    while _IN_EXTRA in values and not wide and place <= len(extra) - 4:
+        kind, length = struct.unpack_from("<2H", extra, place)
+        place += 4
         if kind == 1:
-            wide = list(struct.unpack_from(f"<{min(length, len(extra) - 4) // 8}Q", extra, 4))
-        extra = extra[4 + length :]
+            wide = list(struct.unpack_from(f"<{min(length, len(extra) - place) // 8}Q", extra, place))
+        place += length
     return [wide.pop(0) if value == _IN_EXTRA and wide else value for value in values]
 
 

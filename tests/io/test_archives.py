@@ -198,3 +198,32 @@ def test_names_in_a_tar_that_are_no_text_stay_apart(tmp_path: Path) -> None:
     assert len({entry.image_uri for entry in entries}) == 2
     assert [read_image_named(STORAGE, entry.image_uri, 1) for entry in entries] == [b"\xfe", b"\xff"]
     assert all(entry.image_uri.encode() for entry in entries)
+
+
+def test_large_and_streamed_zips_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream(io.BytesIO):
+        """Cannot seek, so that sizes follow the members."""
+
+        def seekable(self) -> bool:
+            return False
+
+        def seek(self, *_: int) -> int:
+            raise OSError
+
+        def tell(self) -> int:
+            raise OSError
+
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)  # so that zipfile writes the records of large archives
+    for number, buffer in enumerate((io.BytesIO(), Stream())):
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+            for name in ("a.jpg", "b.jpg"):
+                with packed.open(zipfile.ZipInfo(name), "w", force_zip64=True) as file:
+                    file.write(PICTURE)
+        content = buffer.getvalue()
+        assert b"PK\x06\x06" in content
+        for prefix in (b"", b"before it"):
+            path = tmp_path / f"{number}{len(prefix)}.zip"
+            path.write_bytes(prefix + content)
+            entries = listed(path)
+            assert names(entries) == [f"{path.name}#a.jpg", f"{path.name}#b.jpg"]
+            assert [STORAGE.read_image(entry, 1) for entry in entries] == [PICTURE, PICTURE]

@@ -203,6 +203,10 @@ def test_patterns_are_compared_with_the_path_below_the_input(tmp_path: Path) -> 
     assert found((), ("/2026/", "shard.tar")) == "c"
     assert found(("shard.tar/t/*",)) == "e"
     assert found((), ("t/",)) == "abcd"
+    assert found((), ("[!a].jpg", "[", "{x}.jpg")) == "a"
+    for pattern in ("[z-a]", "[!]"):
+        with pytest.raises(UsageError, match="A pattern of --include or --exclude"):
+            Selection([pattern])
 
 
 def test_a_list_in_a_store_is_relative_to_its_folder_there() -> None:
