@@ -6,6 +6,7 @@ import atexit
 import functools
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -31,6 +33,7 @@ from fer_ray.text import plural
 
 LOGGER = logging.getLogger(__name__)
 PROGRESS_SECONDS = 1.0  # between two looks at the counts
+MAX_RESTARTS = 3  # of the process that counts, in one try of a run
 MAX_TASKS = 4000  # of a run: each costs the driver some time and memory
 TASKS_PER_WORKER = 8  # at least, so that all end at about the same time
 MIN_IMAGES_PER_TASK = 512  # a task costs Ray as much as some images cost the labeler
@@ -64,21 +67,23 @@ def label_to_staging(
         wait_for_cpus()
     cpus = cluster_cpus()
     workers = min(run.config.workers or cpus, len(parts) if may_grow() else cpus, len(parts))
-    label = functools.partial(_label, run, plan, report_progress=report_progress, make_labeler=make_labeler)
-    try:
-        return label(parts, workers)
-    except (FerRayError, ray.exceptions.RayError) as error:
-        if not is_short_of_memory(error):
-            raise
-    fewer = max(1, workers // 2)
-    LOGGER.warning("a machine ran out of memory under %s: trying with %d", plural(workers, "worker"), fewer)
-    try:
-        return label(unfinished(run, plan, parts), fewer)
-    except (FerRayError, ray.exceptions.RayError) as error:
-        if not is_short_of_memory(error):
-            raise
-        remedy = "lower --workers, or use machines with more memory" if fewer > 1 else "use machines with more memory"
-        raise MemoryShortError(f"A machine ran out of memory, under {plural(fewer, 'worker')} too: {remedy}") from error
+    with tempfile.TemporaryDirectory(prefix="fer-ray-") as folder:
+        begun = str(Path(folder) / "begun")
+        label = functools.partial(_label, run, plan, begun=begun, report_progress=report_progress, make_labeler=make_labeler)
+        try:
+            return label(parts, workers)
+        except (FerRayError, ray.exceptions.RayError) as error:
+            if not is_short_of_memory(error):
+                raise
+        fewer = max(1, workers // 2)
+        LOGGER.warning("a machine ran out of memory under %s: trying with %d", plural(workers, "worker"), fewer)
+        try:
+            return label(unfinished(run, plan, parts), fewer)
+        except (FerRayError, ray.exceptions.RayError) as error:
+            if not is_short_of_memory(error):
+                raise
+            remedy = "lower --workers, or use machines with more memory" if fewer > 1 else "use machines with more memory"
+            raise MemoryShortError(f"A machine ran out of memory, under {plural(fewer, 'worker')} too: {remedy}") from error
 
 
 def _label(
@@ -86,12 +91,15 @@ def _label(
     plan: Plan,
     parts: Sequence[Part],
     workers: int,
+    begun: str,
     report_progress: Callable[[Counter[str], int], None],
     make_labeler: Callable[[Run], EntryLabeler] | None,
 ) -> float:
-    """As `label_to_staging`, in so many processes."""
+    """As `label_to_staging`, in so many processes; the file `begun` keeps which parts were."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    tally = ray.remote(num_cpus=0, scheduling_strategy=here)(Counts).remote()
+    # Where memory is short, Ray ends this process too, small as it is.
+    actor = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=MAX_RESTARTS, max_task_retries=-1)(Counts)
+    tally = actor.remote(begun)
 
     models = None if make_labeler else start_models(run)
     images = sum(part.rows for part in parts)
@@ -151,9 +159,13 @@ def _consume(dataset: Any, consuming: Future[None]) -> None:
 class Counts:
     """The actor that counts what the labeling processes have done and since when, how often each part was begun, and why one gave up."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: str) -> None:
+        """Take up what the file says of parts that were begun, as one before this did that was ended."""
         self.counts: Counter[str] = Counter()
-        self.starts: Counter[int] = Counter()
+        with Path(begun).open("a+", encoding="ascii") as file:
+            file.seek(0)
+            self.starts = Counter(map(int, file))
+        self.begun = Path(begun)
         self.reason: FerRayError | None = None
         self.first_ready: float | None = None
         self.last_done = 0.0
@@ -163,6 +175,8 @@ class Counts:
 
     def start(self, first_row: int) -> int:
         self.starts[first_row] += 1
+        with self.begun.open("a", encoding="ascii") as file:
+            file.write(f"{first_row}\n")
         return self.starts[first_row]
 
     def add(self, counts: dict[str, int]) -> None:

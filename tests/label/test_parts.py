@@ -118,3 +118,10 @@ def test_images_that_end_every_process_end_the_run_with_a_sentence(tmp_path: Pat
     with pytest.raises(MemoryShortError, match="8 processes died at the same images"):
         PartLabeler(run, plan, labeler).label(parts, Mock(start=lambda part: MAX_STARTS + 1))
     labeler.label_batches.assert_not_called()
+
+
+def test_how_often_a_part_was_begun_outlives_the_process_that_counts(tmp_path: Path) -> None:
+    """Ray ends that process too where memory is short; otherwise the image that fills it would never be tried apart."""
+    counts = pipeline.Counts(str(tmp_path / "begun"))
+    assert [counts.start(64), counts.start(0), counts.start(64)] == [1, 1, 2]
+    assert pipeline.Counts(str(tmp_path / "begun")).start(64) == 3
