@@ -7,7 +7,9 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
+from typing import Any
 
 # Ray would print a page where it ends a process for want of memory; what that means for the job is said in a sentence.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "failed due to oom")
@@ -22,6 +24,8 @@ LOGGER = logging.getLogger(__name__)
 _ADDRESS = "RAY_ADDRESS"
 _PORT = "RAY_GCS_SERVER_PORT"
 _TRIES = 3
+SECONDS_BETWEEN_LOOKS = 5.0  # each leaves a line in the log of the raylet
+SECONDS_WITHOUT = {"raylet": 5.0, "head": 40.0}  # Ray ends this process after about 18 and 60
 _TOO_SLOW = "timed out during startup"  # in Ray's words
 
 
@@ -51,6 +55,45 @@ def connect(dashboard: bool = False) -> None:
 
 def _names_a_cluster() -> bool:
     return os.environ.get(_ADDRESS, "local") not in ("", "local")
+
+
+class Watch:
+    """Tells that the cluster died. Ray waits for it in every call, and in the end ends this process without a word."""
+
+    def __init__(self) -> None:
+        node = getattr(ray._private.worker, "_global_node", None)
+        head, port = ray.get_runtime_context().gcs_address.rsplit(":", 1)
+        self._addresses: dict[str, Any] = {"head": (head.strip("[]"), int(port)), "raylet": getattr(node, "raylet_socket_name", None)}
+        self._seen = dict.fromkeys(self._addresses, time.monotonic())
+        self._look_at = 0.0
+
+    def check(self) -> None:
+        """Look at both.
+
+        Raises:
+            FerRayError: one did not answer for longer than it is waited for.
+        """
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + SECONDS_BETWEEN_LOOKS
+        for name, address in self._addresses.items():
+            if address is None or _answers(address):
+                self._seen[name] = now
+                continue
+            self._look_at = now
+            if now - self._seen[name] > SECONDS_WITHOUT[name]:
+                raise FerRayError(f"the Ray {name} died: see the logs in /tmp/ray/session_latest/logs, and whether memory ran out")
+
+
+def _answers(address: str | tuple[str, int]) -> bool:
+    if isinstance(address, tuple):
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
+            return True
+        return False
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.settimeout(1)
+        return opened.connect_ex(address) == 0
 
 
 def leave() -> None:

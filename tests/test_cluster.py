@@ -1,4 +1,4 @@
-"""A local cluster that starts although the machine is busy."""
+"""A local cluster that starts although the machine is busy, and is missed when it dies."""
 
 import os
 import subprocess
@@ -8,7 +8,8 @@ SLOW_AT_FIRST = """
 import types, time
 import psutil
 from ray._private import node, services
-from fer_ray.cluster import cluster_cpus, connect, leave
+from fer_ray.cluster import Watch, cluster_cpus, connect, leave
+from fer_ray.errors import FerRayError
 
 nodes, ready = [], services.get_node
 
@@ -23,11 +24,24 @@ node.time = types.SimpleNamespace(sleep=time.sleep, time=time.time, monotonic=la
 connect()
 running = [process.name() for process in psutil.Process().children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE]
 print(nodes.index(nodes[-1]) > 0, running.count("raylet"), running.count("gcs_server"), cluster_cpus() > 0)
+watch, told = Watch(), ""
+watch.check()
+next(process for process in psutil.Process().children(recursive=True) if process.name() == "raylet").kill()
+killed = time.monotonic()
+while not told and time.monotonic() - killed < 15:  # Ray ends the process a little later, without a word
+    time.sleep(0.2)
+    try:
+        watch.check()
+    except FerRayError as error:
+        told = str(error)
 leave()
+print(told)
 """
 
 
-def test_a_start_that_takes_too_long_is_tried_again_and_leaves_nothing_behind() -> None:
+def test_a_start_that_takes_too_long_is_tried_again_leaves_nothing_behind_and_a_cluster_that_dies_is_told() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     ran = subprocess.run([sys.executable, "-c", SLOW_AT_FIRST], env=environment, capture_output=True, text=True, timeout=240)
-    assert ran.stdout.split() == ["True", "1", "1", "True"], ran.stderr
+    counted, told = ran.stdout.splitlines()[0], ran.stdout.splitlines()[-1]
+    assert counted.split() == ["True", "1", "1", "True"], ran.stderr
+    assert told.startswith("the Ray raylet died"), ran.stdout + ran.stderr

@@ -21,7 +21,7 @@ import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fer_ray.cluster import cluster_cpus, is_short_of_memory, may_grow, wait_for_cpus
+from fer_ray.cluster import Watch, cluster_cpus, is_short_of_memory, may_grow, wait_for_cpus
 from fer_ray.errors import FerRayError, MemoryShortError, StorageError
 from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
 from fer_ray.label.parts import EntryLabeler, FetchingLabeler, PartLabeler, count, load_model
@@ -123,8 +123,9 @@ def _label(
     )
     consuming: Future[None] = Future()
     threading.Thread(target=_consume, args=(dataset, consuming), daemon=True).start()
+    watch = Watch()
     while not wait([consuming], timeout=PROGRESS_SECONDS).done:
-        counts, seconds = ray.get(tally.read.remote())
+        counts, seconds = _get(tally.read.remote(), watch)
         if seconds is not None:
             report_progress(counts, images)
     if consuming.exception() and (reason := ray.get(tally.why_failed.remote())):
@@ -133,6 +134,14 @@ def _label(
     if models and (lost := models.lost()):
         LOGGER.warning("%d of %d GPUs were lost on the way; the others or the CPUs did their part.", lost, len(models.actors))
     return float(ray.get(tally.read.remote())[1] or 0.0)
+
+
+def _get(reference: Any, watch: Watch) -> Any:
+    """What `ray.get` gives, as long as the cluster lives."""
+    while True:
+        watch.check()
+        if ray.wait([reference], timeout=PROGRESS_SECONDS)[0]:
+            return ray.get(reference)
 
 
 def _ray_data() -> Any:
