@@ -1,5 +1,7 @@
 """Every exception that fer_ray raises on purpose; each message is one sentence that names the thing and what to do."""
 
+from typing import Any
+
 EXIT_DONE = 0
 EXIT_FAILED = 1  # try again
 EXIT_USAGE = 2  # nothing was written
@@ -65,6 +67,9 @@ class AccessError(StorageError):
         super().__init__(message, reason)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a process that labels hands it on; subclasses are made of other arguments
+        return _remake, (type(self), *self.args)
+
     def __str__(self) -> str:
         return str(self.args[0])
 
@@ -75,6 +80,12 @@ class SlowError(AccessError):
     def __init__(self, uri: str, size: int, seconds: float) -> None:
         reason = f"only {size:,} bytes came in {seconds:.0f} s"
         super().__init__(f"{uri} cannot be read ({reason}): check the store and the network.", reason)
+
+
+def _remake(kind: type[AccessError], message: str, reason: str) -> AccessError:
+    error = kind.__new__(kind)
+    AccessError.__init__(error, message, reason)
+    return error
 
 
 class OutageError(AccessError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import threading
 import time
@@ -16,7 +17,7 @@ from outages import FAULTS, OutageProxy
 from stores import S3Server
 from web_server import Answer, WebServer
 
-from fer_ray.errors import ImageError, StorageError
+from fer_ray.errors import AccessError, ChangedError, ImageError, OutageError, SlowError, StorageError
 from fer_ray.io import outages, s3, s3_client, web
 from fer_ray.io.outages import PatientReader
 from fer_ray.io.prefetch import Fetcher
@@ -81,6 +82,12 @@ def test_a_store_that_stays_away_ends_the_run_with_a_sentence(proxy: OutageProxy
         proxy.begin(fault, seconds=60, after=20)
         with pytest.raises(StorageError, match=rf"No image of s3://outages/in/ can be read any more \(.*{reason}.*: see to the store"):
             fetch(storage, entries, roots=["s3://outages/in"], wait_seconds=1)
+
+
+@pytest.mark.parametrize("error", [ChangedError("s3://b/x"), OutageError("It is down.", "down"), SlowError("s3://b/x", 5, 30)])
+def test_the_process_that_waits_learns_what_was_wrong_in_another(error: AccessError) -> None:
+    other = pickle.loads(pickle.dumps(error))
+    assert (type(other), str(other), other.reason) == (type(error), str(error), error.reason)
 
 
 def test_an_image_that_was_listed_without_its_size_is_no_page(proxy: OutageProxy, objects: dict[str, bytes]) -> None:

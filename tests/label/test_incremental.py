@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from run_tables import write_run
 
 from fer_ray.errors import UsageError
 from fer_ray.label.incremental import Counts, due_images
+from fer_ray.label.plan import sample_images, write_plan
 from fer_ray.schema import LISTING, ImageEntry, archived
 
 DAY = datetime.datetime(2026, 11, 20, tzinfo=datetime.UTC)
@@ -58,6 +60,19 @@ def test_only_the_newest_row_of_an_image_says_what_is_known() -> None:
     assert due([second], runs) == ([], 1)
     assert due([of_list], runs) == ([], 1), "a list without states says that nothing changed"
     assert due([first], [*runs, *published(of_list, place=13)]) == ([first], 0)
+
+
+def test_witnesses_of_a_store_come_from_all_over_the_run_and_from_what_earlier_runs_read(tmp_path: Path) -> None:
+    run, _ = write_run(tmp_path, "earlier", 20, [1 / 8] * 8, images=40, folders=["old"], failed=10)
+    assert not [entry for entry in sample_images(run) if int(entry.image_uri[-8:-4]) < 10], "only what could be read"
+    entries = [ImageEntry(f"/archive/new/{n:05d}.jpg", n, DAY) for n in range(3000)]
+    counts = Counts()
+    write_plan(run, due_images(entries, lambda: iter(()), None, counts), counts, DAY)
+    uris = [entry.image_uri for entry in sample_images(run)]
+    assert 10 < len(uris) < 50
+    assert {uri.split("/")[2] for uri in uris} == {"new", "old"}
+    places = [int(uri[-9:-4]) for uri in uris if "/new/" in uri]
+    assert (places[0], max(places) > 2000) == (0, True)
 
 
 def test_an_archived_image_waits_until_it_is_restored() -> None:
