@@ -10,10 +10,12 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from fer_ray.errors import AccessError, OutageError, StorageError, TooLargeError, UsageError
 from fer_ray.schema import ImageEntry, Status, time_of
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 WRITING = "_writing-"
 RAW_NAME_PREFIX = "file://"
+PAUSES = (1.0, 2.0, 4.0)  # seconds between tries to list what is on a share that does not answer
 _OUTAGES = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENODEV, errno.ENXIO)
 
 
@@ -221,10 +224,9 @@ def _children(folder: str) -> Iterator[ImageEntry | os.DirEntry[str]]:
     """Files as entries and folders as they are, in the order of their paths' bytes; first the folder itself, with a slash, if it fails."""
     found: list[tuple[bytes, os.DirEntry[str], bool]] = []
     try:
-        with os.scandir(folder) as listing:
-            for entry in listing:
-                is_folder = _is_folder(entry)
-                found.append((os.fsencode(entry.name) + (b"/" if is_folder else b""), entry, is_folder))
+        for entry in _patiently(lambda: list(os.scandir(folder))):
+            is_folder = _is_folder(entry)
+            found.append((os.fsencode(entry.name) + (b"/" if is_folder else b""), entry, is_folder))
     except OSError as error:
         _raise_outage(folder, "listed", error)
         problem = f"The folder cannot be listed ({_reason(error)})."
@@ -245,11 +247,23 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _look(entry: os.DirEntry[str]) -> ImageEntry:
     try:
-        return _entry(entry.path, entry.stat())
+        return _entry(entry.path, _patiently(entry.stat))
     except OSError as error:
         _raise_outage(entry.path, "read", error)
         problem = f"The file cannot be read ({_reason(error)})."
         return ImageEntry(uri_of_path(entry.path), None, None, status=Status.UNREADABLE, error=problem)
+
+
+def _patiently(look: Callable[[], Any]) -> Any:
+    """What it finds; some seconds in which a share does not answer are ridden through."""
+    for pause in PAUSES:
+        try:
+            return look()
+        except OSError as error:
+            if error.errno not in _OUTAGES:
+                raise
+            time.sleep(pause)
+    return look()
 
 
 def _raise_outage(path: str, what: str, error: OSError) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import pickle
 import shutil
@@ -18,7 +20,7 @@ from stores import S3Server
 from web_server import Answer, WebServer
 
 from fer_ray.errors import AccessError, ChangedError, ImageError, OutageError, SlowError, StorageError
-from fer_ray.io import outages, s3, s3_client, web
+from fer_ray.io import folders, outages, s3, s3_client, web
 from fer_ray.io.outages import PatientReader
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.io.storage import Storage
@@ -145,6 +147,31 @@ def test_a_folder_that_goes_away_is_waited_for_and_deleted_files_are_rows(tmp_pa
     for entry in entries[:20]:
         Path(entry.image_uri).unlink()
     assert [str(reader.read(entry)) for entry in entries[15:20]] == ["The file cannot be read (it does not exist any more)."] * 5
+
+
+def test_a_share_that_fails_is_waited_for_in_listing_and_reading_and_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    for n in range(12):
+        (tmp_path / "deep" / f"{n:02d}.jpg").write_bytes(b"%d" % n)
+    failures = {"scandir": 2, "open": 2}
+    right = {name: getattr(os, name) for name in failures}
+
+    def fail(name: str, path: str, *arguments: Any) -> Any:
+        if "deep" in str(path) and failures[name]:
+            failures[name] -= 1
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return right[name](path, *arguments)
+
+    monkeypatch.setattr(folders, "PAUSES", (0.1, 0.1))
+    for name in failures:
+        monkeypatch.setattr(os, name, functools.partial(fail, name))
+    entries = list(Storage().list_files(str(tmp_path)))
+    assert fetch(Storage(), entries, roots=[str(tmp_path)]) == [b"%d" % n for n in range(12)]
+    failures |= {"scandir": 1_000_000, "open": 1_000_000}
+    with pytest.raises(OutageError, match=r"deep cannot be listed \(Stale"):
+        list(Storage().list_files(str(tmp_path)))
+    with pytest.raises(StorageError, match=r"can be read any more \(Stale"):
+        fetch(Storage(), entries, roots=[str(tmp_path)], wait_seconds=0.5)
 
 
 def test_dead_servers_of_a_list_are_rows_and_the_one_with_all_images_is_waited_for() -> None:
