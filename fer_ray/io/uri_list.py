@@ -257,6 +257,8 @@ def _entry_of(cells: dict[str, Any], base: str) -> ImageEntry | None:
         uri = absolute(join(f"{S3}{cells['bucket']}", cells["key"]), "listed image")
     size, modified_at = _size(cells.get("size")), _time(cells.get("modified_at"))
     etag = str(cells.get("etag") or "").strip('"') or None
+    if not f"{uri}{etag}".isascii() and any("\ud800" <= char <= "\udfff" for char in f"{uri}{etag}"):
+        raise ValueError("it is no UTF-8")  # the path of a file may be that, in its file:// form
     if size is None or (modified_at is None and etag is None):
         size, modified_at = None, None  # one without the other cannot tell whether an image changed
     entry = ImageEntry(uri, size, modified_at, etag)

@@ -74,6 +74,9 @@ REFUSED = {
     "bomb.txt.gz": (gzip.compress(bytes(50 << 20)), "more than 1,048,576 characters"),
     "bomb.json.gz": (gzip.compress(b'["' + b"x" * (70 << 20)), "more than 67,108,864 characters"),
     "cut.csv.gz": (gzip.compress(os.urandom(5000))[:900], "does not read"),
+    "latin.csv": (b"Gr\xf6\xdfe;Pfad\n1;\xe4.jpg\n", "no such column: Gr"),
+    "latin.txt": (b"s3://bucket/a.jpg\ns3://bucket/\xe4.jpg\n", "number 2 .it is no UTF-8"),
+    "half.jsonl": (b'"/a.jpg"\n{"path": "/b.jpg", "etag": "\\ud800"}\n', "number 2 .it is no UTF-8"),
     "films.xlsx": (b"PK", "is no image by its name"),
     "film.mov": (b"", "is no image by its name"),
 }
