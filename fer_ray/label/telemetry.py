@@ -1,4 +1,4 @@
-"""Figures of a running job for Prometheus, through Ray's metrics; docs/operations.md says what each means and when to worry."""
+"""Figures of a running job for Prometheus, through Ray's metrics; docs/operate.md says what each means and when to worry."""
 
 from __future__ import annotations
 
