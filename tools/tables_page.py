@@ -40,7 +40,7 @@ $responsible_use
   images/run_date=2026-11-21/<run_id>-0.parquet    one row per image, whatever happened to it; a further file per million images
   faces/run_date=2026-11-21/<run_id>-0.parquet     one row per face
   runs/<run_id>.parquet                            one row per run, written last
-  views/duckdb.sql, views/athena.sql               the views, ready to load
+  views/duckdb.sql, views/athena.sql               the views, ready to load; place-* names where they were written
   reports/<run_id>/report.html, aggregates.json    the run for people, and its sums for the reports of later runs
   _manifest/ _staging/ _archives/                  work in progress, and what tar shards hold: not for reading
 ```

@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import hashlib
 import json
 import os
 import shutil
@@ -121,6 +122,7 @@ def test_the_files_are_the_published_interface(labeled: tuple[dict[str, object],
         "runs/night-1.parquet",
         "views/athena.sql",
         "views/duckdb.sql",
+        f"views/place-{hashlib.sha256(str(output).encode()).hexdigest()[:12]}",
     ]
     for name, schema in zip((*visible[:2], "runs/night-1.parquet"), (FACES, IMAGES, RUNS), strict=True):
         stored = pq.read_schema(output / name)
