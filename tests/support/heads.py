@@ -51,6 +51,7 @@ class Head:
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "RAY_metrics_report_interval_ms": "1000",
                 "RAY_prestart_worker_first_driver": "0",  # the processes of a submitted job are its own
+                "RAY_health_check_period_ms": "500",  # five in vain and a node counts as dead: with Ray's 3,000, after 15 s
             }
         )
         export, token = section(ROOT / "docs" / "operate.md", "A head by hand")[0].lines[:2]  # as an operator is told
