@@ -22,7 +22,7 @@ from fer_ray.config.train import TrainConfig
 from fer_ray.io.storage import Storage
 from fer_ray.tune.results import read_trials
 
-IMAGES = 300
+IMAGES = 900  # 14 parts: some are left when the first has been seen, for two processes on each of two nodes
 EPOCHS = 6
 METRICS, OURS = free_port(), "ray_fer_ray_"
 SMALL = ["--stem", 8, "--widths", 16, 32, "--depths", 1, 1, "--batch-size", 16, "--keep-duplicates"]
@@ -85,7 +85,7 @@ def test_a_stopped_job_ends_soon_leaves_nothing_running_and_goes_on_when_submitt
         shutil.copy(photographs["grace_hopper"], tmp_path / "in" / f"{number:03d}.jpg")
     line = ["--input", tmp_path / "in", "--output", tmp_path / "out", "--detector-side", 1280, "--gpus", 0]
     head.submit("stopped", "label", *line, wait=False)
-    wait_for(lambda: staged(tmp_path / "out") >= 2, head, "stopped")
+    wait_for(lambda: staged(tmp_path / "out"), head, "stopped")
     wait_for(lambda: f"{OURS}stage_seconds_total" in head.get(f"http://127.0.0.1:{METRICS}/metrics"), head, "stopped", seconds=30)
     figures = [line for line in head.get(f"http://127.0.0.1:{METRICS}/metrics").splitlines() if line.startswith(OURS)]
     assert {"images_total", "faces_total", "bytes_total"} <= {line.split("{")[0].removeprefix(OURS) for line in figures}
