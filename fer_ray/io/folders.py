@@ -107,8 +107,7 @@ class FolderStore:
     def remove(self, uris: Iterable[str]) -> None:
         """Delete files, and the folders that are empty then."""
         for uri in uris:
-            path = Path(path_of_uri(uri))
-            path.unlink(missing_ok=True)
+            Path(path_of_uri(uri)).unlink(missing_ok=True)
 
     def remove_folder(self, folder: str) -> None:
         """Delete a folder with everything in it; one that is gone, or goes meanwhile, is none the less gone."""
@@ -147,8 +146,7 @@ class FolderStore:
             with os.scandir(path_of_uri(folder)):
                 pass
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError):
-                _raise_outage(folder, "listed", error)
+            _raise_outage(folder, "listed", error)
             raise UsageError(f"The folder {folder} cannot be listed ({_reason(error)}): name an existing one.") from error
 
     def _take_name(self, temporary: Path, path: Path, replace: bool) -> bool:
@@ -266,7 +264,7 @@ def _patiently(look: Callable[[], Any]) -> Any:
     return look()
 
 
-def _raise_outage(path: str, what: str, error: OSError) -> None:
+def _raise_outage(path: str, what: str, error: Exception) -> None:
     """What is wrong with the file system is no row: the listing ends."""
     if isinstance(failure := _access_error(path, what, error), OutageError):
         raise failure from error
