@@ -110,7 +110,8 @@ class PatientReader:
             is_last = now - started + pause > self.wait_seconds
             is_sure = place.is_shared or not _is_outage(outcome) or pause > PAUSES[1]  # an outage may have been shorter than the try
             if was_up and is_up and (is_last or (is_sure and now - place.ill_at > QUIET_SECONDS)):
-                return self._read_replaced(entry) or outcome
+                replaced = self._find_replaced(entry)
+                return self._try(replaced) if replaced else outcome
             if not place.witnesses and len(place.refused) < SEVERAL and now - started > sum(PAUSES[:3]) and not _is_outage(outcome):
                 return outcome
             if is_last:
@@ -143,6 +144,9 @@ class PatientReader:
                         return True
                     if _is_outage(found) and not place.is_shared:
                         return False
+            if not place.witnesses and self._is_list_old(failed):
+                place.proven_at = began
+                return True
             are_gone = all(isinstance(one, ImageError) and isinstance(one.__cause__, FileNotFoundError) for one in outcomes)
             place.proven_at = began if are_gone and self._lists(_server_of(failed) if place.is_shared else place.name) else place.proven_at
             return place.proven_at >= began
@@ -157,6 +161,17 @@ class PatientReader:
         except (FerRayError, OSError):  # they stand in the same store, perhaps
             return []
 
+    def _is_list_old(self, failed: ImageEntry) -> bool:
+        """Whether an image is there whole, under another etag than was listed; then it is a witness."""
+        found = self._find_replaced(failed)
+        if found is None or (is_remote(found.image_uri) and not found.etag):
+            return False
+        content = self._try(found)
+        if not isinstance(content, bytes) or _is_page(content):
+            return False
+        self._remember(found, content)
+        return True
+
     def _lists(self, place: str) -> bool:
         """Whether the place lists images, or answers that it has none: then those that are gone were deleted.
 
@@ -168,7 +183,7 @@ class PatientReader:
             return False
         return is_remote(place) if first is None else first.size_bytes is not None
 
-    def _read_replaced(self, entry: ImageEntry) -> Outcome | None:
+    def _find_replaced(self, entry: ImageEntry) -> ImageEntry | None:
         """The image as it is now, where it was replaced since it was listed; the next run finds that it changed, and labels it again."""
         if entry.size_bytes is None or entry.archive_uri is not None:
             return None
@@ -179,7 +194,7 @@ class PatientReader:
         if found is None or found.size_bytes is None:
             return None
         is_same = found.etag == entry.etag and (entry.etag or found.size_bytes == entry.size_bytes)
-        return None if is_same else self._try(found)
+        return None if is_same else found
 
     def _try(self, entry: ImageEntry) -> Outcome:
         try:
@@ -216,7 +231,11 @@ def _server_of(entry: ImageEntry) -> str:
 
 def _is_sound(outcome: Outcome, entry: ImageEntry) -> TypeGuard[bytes]:
     """Whether this may be the image; a page is the answer of a gateway, unless as many bytes were listed."""
-    return isinstance(outcome, bytes) and (entry.size_bytes is not None or not outcome[:64].lstrip().lower().startswith(_PAGES))
+    return isinstance(outcome, bytes) and (entry.size_bytes is not None or not _is_page(outcome))
+
+
+def _is_page(content: bytes) -> bool:
+    return content[:64].lstrip().lower().startswith(_PAGES)
 
 
 def _is_outage(outcome: Outcome) -> bool:

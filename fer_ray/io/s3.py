@@ -75,9 +75,9 @@ class S3Store:
         try:
             with explained(uri, "read"):
                 found = self._client(bucket).head_object(Bucket=bucket, Key=key)
+                entry, cold = ImageEntry(uri, found["ContentLength"], found["LastModified"], _bare(found.get("ETag"))), cold_class(found)
         except FileNotFoundError:
             return None
-        entry, cold = ImageEntry(uri, found["ContentLength"], found["LastModified"], _bare(found.get("ETag"))), cold_class(found)
         return archived(entry, cold) if cold else entry
 
     def read(self, uri: str, limit: float, start: int = 0, length: int | None = None, etag: str | None = None) -> bytes:

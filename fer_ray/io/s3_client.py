@@ -181,6 +181,9 @@ def explained(uri: str, what: str) -> Iterator[None]:
         raise _translated(error.__cause__ or error.__context__ or error, uri, what) from error
     except (*_FAILURES, *BROKEN_BODY, _NoContactError) as error:
         raise _translated(error, uri, what) from error
+    except KeyError as error:  # a gateway's page, without what every answer of a store says
+        reason = "what answered is no store"
+        raise OutageError(f"{uri} cannot be {what} ({reason}): check the endpoint and the network.", reason) from error
 
 
 def _translated(error: BaseException, uri: str, what: str) -> Exception:

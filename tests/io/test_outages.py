@@ -127,6 +127,18 @@ def test_what_is_wrong_with_one_image_is_a_row_and_costs_little(s3_server: S3Ser
     assert [image.status for image in few if isinstance(image, ImageError)] == [Status.UNREADABLE] * 3
 
 
+def test_a_list_that_is_older_than_its_objects_is_no_outage(proxy: OutageProxy, objects: dict[str, bytes]) -> None:
+    entries = [ImageEntry(f"s3://outages/{key}", 7, None, "before") for key in objects][:12]
+    assert fetch(Storage(proxy.endpoint), entries) == list(objects.values())[:12]
+    proxy.begin("page", seconds=60, matching="/in/")
+    with pytest.raises(StorageError, match="can be read any more"):
+        fetch(Storage(proxy.endpoint), entries, wait_seconds=0.5)
+    proxy.begin("page", seconds=60, matching=".")
+    for ask in (Storage(proxy.endpoint).stat, lambda uri: list(Storage(proxy.endpoint).list_files(uri))):
+        with pytest.raises(OutageError, match="what answered is no store"):
+            ask("s3://outages/in")
+
+
 def test_a_folder_that_goes_away_is_waited_for_and_deleted_files_are_rows(tmp_path: Path) -> None:
     """A share that is not mounted any more has no files, or an empty folder in its place."""
     folder, away = tmp_path / "share", tmp_path / "away"
