@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Ray would print a page where it ends a process for want of memory; what that means for the job is said in a sentence.
@@ -44,6 +46,7 @@ def connect(dashboard: bool = False) -> None:
         if _names_a_cluster():
             ray.init(**quiet)
         else:
+            _have_a_token()
             start_with_retries(lambda: start_with_known_address(quiet) if dashboard else ray.init(**quiet))
     except Exception as error:  # Ray raises many kinds, bare ones too
         where = os.environ[_ADDRESS] if _names_a_cluster() else ""
@@ -51,6 +54,22 @@ def connect(dashboard: bool = False) -> None:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise FerRayError(f"{what} ({sanitize(reason)}): see the logs in /tmp/ray/session_latest/logs, and try again.") from error
     signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in place, which prints a stack
+
+
+def _have_a_token() -> None:
+    """Make the token of a local cluster, which Ray would keep in the home folder, where a service account has none to write to."""
+    told = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    if not told and not _home_keeps_a_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # what Ray starts inherits it; nobody else's processes see it
+
+
+def _home_keeps_a_token() -> bool:
+    try:
+        folder = Path.home() / ".ray"
+    except RuntimeError:  # the account has no name
+        return False
+    existing = folder if folder.is_dir() else folder.parent
+    return (folder / "auth_token").is_file() or (existing.is_dir() and os.access(existing, os.W_OK))
 
 
 def _names_a_cluster() -> bool:

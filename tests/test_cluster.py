@@ -3,6 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from fer_ray import cluster
 
 SLOW_AT_FIRST = """
 import types, time
@@ -37,6 +42,21 @@ while not told and time.monotonic() - killed < 15:  # Ray ends the process a lit
 leave()
 print(told)
 """
+
+
+def test_an_account_without_a_home_starts_ray_with_a_token_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cluster._have_a_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ, "Ray keeps one in the home folder"
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    cluster._have_a_token()
+    first = os.environ["RAY_AUTH_TOKEN"]
+    assert len(first) == 64
+    cluster._have_a_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == first
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
 
 
 def test_a_start_that_takes_too_long_is_tried_again_leaves_nothing_behind_and_a_cluster_that_dies_is_told() -> None:
