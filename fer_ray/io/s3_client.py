@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import sys
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ READ_SECONDS = 30
 CONNECTIONS = 32
 SCHEME = "s3://"
 EXPRESS = "--x-s3"  # ends the names of buckets that ask for keys of their own kind
+_CONNECTING = threading.Lock()  # sixteen threads that begin together would each load boto3's descriptions, 0.14 s of CPU time
 KEY_MINUTES = 10  # obstore asks boto3 for the keys again when half of it is over; boto3 renews them when 10 to 15 minutes are left
 BROKEN_BODY = (
     botocore.exceptions.ResponseStreamingError,
@@ -141,9 +143,14 @@ class Connection:
         )
 
 
-@functools.lru_cache
 def connect(endpoint: str, signed: bool, requester_pays: bool, express: bool) -> Connection:
     """The connection to the store at `endpoint` (empty: what the AWS environment says); one a process, which threads share."""
+    with _CONNECTING:
+        return _connect(endpoint, signed, requester_pays, express)
+
+
+@functools.lru_cache
+def _connect(endpoint: str, signed: bool, requester_pays: bool, express: bool) -> Connection:
     address = endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
         signature_version=UNSIGNED if not signed else None if express else "s3v4",  # None: what the kind of bucket wants

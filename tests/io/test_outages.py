@@ -35,9 +35,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(s3, "BODY_ATTEMPTS", 3)
     monkeypatch.setattr(web, "ATTEMPTS", 2)
     monkeypatch.setattr(s3_client, "REQUEST_ATTEMPTS", 2)
-    s3_client.connect.cache_clear()
+    s3_client._connect.cache_clear()
     yield
-    s3_client.connect.cache_clear()
+    s3_client._connect.cache_clear()
 
 
 @pytest.fixture(scope="module")
