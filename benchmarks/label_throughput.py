@@ -129,7 +129,7 @@ def watch(root: int, cpu: dict[int, float], peak: dict[int, float], done: thread
             except OSError:
                 continue
             cpu[pid] = (int(fields[11]) + int(fields[12])) / tick
-            if pid == root or b"LabelParts" in name or b"spawn_main" in name:
+            if pid == root or any(word in name for word in (b"LabelParts", b"label.local", b"spawn_main")):
                 high = next((line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")), "0")
                 peak[pid] = int(high) / 1024
 
