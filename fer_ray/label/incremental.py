@@ -222,7 +222,8 @@ def run_places(storage: Storage, output: str) -> dict[str, tuple[datetime.dateti
             raise StorageError(f"The table file {uri} cannot be read: restore it, or remove all files of that run.") from error
         return row["finished_at"], row["run_id"]
 
-    files = [entry.image_uri for entry in storage.list_files(join(output, "runs")) if entry.size_bytes]
+    listed = storage.list_files(join(output, "runs"))  # others may be at work on files with other names
+    files = [entry.image_uri for entry in listed if entry.size_bytes and entry.image_uri.endswith(".parquet")]
     with ThreadPoolExecutor(READER_THREADS) as threads:
         return {PurePosixPath(file).stem: place for file, place in zip(files, threads.map(read, files), strict=True)}
 

@@ -243,6 +243,7 @@ def test_what_crashes_left_is_put_right_and_what_others_do_is_left_alone(photogr
         output / "images" / "run_date=2026-11-21" / "night-7.parquet",
         output / "faces" / "run_date=2026-11-20" / "night-0.parquet",
         output / "faces" / "run_date=2026-11-01" / "_writing-0123",
+        output / "runs" / "_writing-4567",
     ]
     for file in half:
         file.parent.mkdir(parents=True, exist_ok=True)
