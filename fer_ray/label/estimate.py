@@ -15,6 +15,7 @@ from fer_ray.errors import ImageError
 from fer_ray.io.outages import PatientReader
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.label.incremental import Counts, find_due
+from fer_ray.label.local import are_few
 from fer_ray.label.outcome import known_and_ignored
 from fer_ray.label.run import Run
 from fer_ray.models import bundle
@@ -26,7 +27,8 @@ LOGGER = logging.getLogger(__name__)
 SAMPLE_IMAGES = 24
 SECONDS = 10.0  # for an image of the sample: a longer wait would not make the estimate better
 SECONDS_TOGETHER = 40.0  # for all of them that are slow
-START_UP_SECONDS = 8.0  # for Ray and the model, on two cores
+START_UP_SECONDS = 1.0  # for the model, on two cores
+RAY_SECONDS = 7.0  # for Ray, where it is needed
 
 
 def estimate(run: Run) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def estimate(run: Run) -> dict[str, Any]:
             if place < SAMPLE_IMAGES:
                 sample[place : place + 1] = [ImageEntry(**table.slice(row, 1).to_pylist()[0])]
     workers = run.config.workers or os.cpu_count() or 1
-    seconds = START_UP_SECONDS + images * _seconds_per_image(run, sample) / workers if sample else 0.0
+    start_up = START_UP_SECONDS + (0.0 if are_few(run, images) else RAY_SECONDS)
+    seconds = start_up + images * _seconds_per_image(run, sample) / workers if sample else 0.0
     megabytes = f"{size / 1e6:,.1f} MB"
     LOGGER.info(
         "would label %s, %s, as run %s; %s", plural(images, "image"), megabytes, run.run_id, known_and_ignored(counts.known, counts.ignored)

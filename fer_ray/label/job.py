@@ -131,7 +131,7 @@ def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress) ->
     if labeled < plan.images:
         LOGGER.info("resuming: %s labeled already", plural(plan.images - labeled, "image"))
     report = _Counter(progress, log)
-    if are_few(run, parts):
+    if are_few(run, labeled):
         seconds = label_few(run, plan, parts, report)
         parts = unfinished(run, plan, parts)
         if parts:

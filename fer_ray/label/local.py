@@ -33,11 +33,11 @@ MAX_STARTS = 4  # of a part: one that ends so many processes is left to Ray
 MAX_PROCESSES = 16  # each takes 0.3 GB
 
 
-def are_few(run: Run, parts: Sequence[Part]) -> bool:
-    """Whether these parts are labeled sooner without Ray: they are few, and nobody has started Ray, named a cluster or asked for GPUs."""
+def are_few(run: Run, images: int) -> bool:
+    """Whether so many images are labeled sooner without Ray: they are few, and nobody has started Ray, named a cluster or asked for GPUs."""
     ray = sys.modules.get("ray")
     asked = run.config.gpus or os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized())
-    return not asked and sum(part.rows for part in parts) <= FEW_IMAGES
+    return not asked and images <= FEW_IMAGES
 
 
 def label_few(run: Run, plan: Plan, parts: Sequence[Part], report_progress: Callable[[Counter[str], int], None]) -> float:
