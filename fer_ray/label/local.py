@@ -34,7 +34,7 @@ MAX_PROCESSES = 16  # each takes 0.3 GB
 
 
 def are_few(run: Run, images: int) -> bool:
-    """Whether so many images are labeled sooner without Ray: they are few, and nobody has started Ray, named a cluster or asked for GPUs."""
+    """Whether so many images are labeled sooner without Ray: they are few, and nobody started Ray, named a cluster or asked for GPUs."""
     ray = sys.modules.get("ray")
     asked = run.config.gpus or os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized())
     return not asked and images <= FEW_IMAGES
