@@ -30,10 +30,17 @@ class StoresConfig:
     )
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.s3_endpoint)
-        plain = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-        check(not self.s3_endpoint or bool(plain), _ENDPOINT_RULE)
+        check(not self.s3_endpoint or _is_plain(self.s3_endpoint), _ENDPOINT_RULE)
 
     def store_options(self) -> dict[str, Any]:
         """For another class of options of the same job."""
         return {name: getattr(self, name) for name in STORE_OPTIONS}
+
+
+def _is_plain(address: str) -> bool:
+    """Whether this is the address of a server and nothing else."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:  # a port or brackets that cannot be
+        return False

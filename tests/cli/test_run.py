@@ -81,6 +81,8 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, content: str, complaint
         (["--output", "o", "--min-face-score", "2"], "at most 1, not 2"),
         (["--output", "o\udcff"], "output must be text in UTF-8"),
         (["--output", "o", "--run-date", "2026-02-30"], "2026-02-30"),
+        (["--output", "o", "--s3-endpoint", "http://store:99999"], "must look like https://store.example.org:9000"),
+        (["--output", "o", "--s3-endpoint", "http://user:pass@store"], "without credentials in it"),
         (["--output", "o", "--keep-days", "inf"], "keep_days must be a number, not inf"),
         (["--output", "o", "--max-file-megabytes", "nan"], "max_file_megabytes must be a number, not nan"),
         (["--output", "o", "--keep-days", "1e300"], "at most 36500"),
