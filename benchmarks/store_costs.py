@@ -127,7 +127,7 @@ def main() -> None:
                 spent = cpu_of(lambda: list(threads.map(read, names)))  # noqa: B023 - done before the next one
                 costs.setdefault(f"a GET of 12 kB through {name}, CPU-ms", []).append(1e3 * spent / len(names))
             for name, listed in listings(endpoint).items():
-                spent = cpu_of(lambda: sum(1 for _ in listed()))  # noqa: B023 - as above
+                spent = cpu_of(lambda: sum(1 for _ in listed()))  # noqa: B023 - called at once, before the loop goes on
                 costs.setdefault(f"a listed key through {name}, CPU-us", []).append(1e6 * spent / arguments.keys)
     server.terminate()
     for what, figures in costs.items():

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -71,24 +70,20 @@ def chunks_of(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         raise broken_off if isinstance(broken_off, HTTPError) else error from None
 
 
-class _BeginsInTime:
+class _HTTPConnection(HTTPConnection):
     """A connection that is ended where the head of an answer has not come in time; timeouts of sockets are for single bytes."""
 
-    def getresponse(self) -> Any:
-        giving_up = threading.Timer(SECONDS, self.sock.shutdown, [socket.SHUT_RDWR])  # type: ignore[attr-defined]
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself overrides it
+        giving_up = threading.Timer(SECONDS, self.sock.shutdown, [socket.SHUT_RDWR])
         giving_up.daemon = True
         giving_up.start()
         try:
-            return super().getresponse()  # type: ignore[misc]
+            return super().getresponse()
         finally:
             giving_up.cancel()
 
 
-class _HTTPConnection(_BeginsInTime, HTTPConnection):
-    pass
-
-
-class _HTTPSConnection(_BeginsInTime, HTTPSConnection):
+class _HTTPSConnection(_HTTPConnection, HTTPSConnection):
     pass
 
 

@@ -27,7 +27,7 @@ from fer_ray.data.dataset import Dataset, load_dataset
 from fer_ray.data.inspect import inspect
 from fer_ray.data.layouts import Sample
 from fer_ray.data.splits import split_and_label
-from fer_ray.emotions import EMOTIONS, emotion_of
+from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import DatasetError, MissingSplitError
 from fer_ray.io.storage import Storage
 from fer_ray.schema import IMAGE_SUFFIXES
@@ -362,23 +362,6 @@ def test_a_data_set_is_fetched_from_kaggle_and_a_failing_network_is_one_sentence
     monkeypatch.setattr(kagglehub, "dataset_download", fail)
     with pytest.raises(DatasetError, match=r"kaggle:msambare/fer2013 cannot be fetched from Kaggle \(no route\)"):
         load("kaggle:msambare/fer2013")
-
-
-@pytest.mark.parametrize(
-    ("spelling", "emotion"),
-    [
-        ("Angry", "angry"),
-        ("01-anger", "angry"),
-        ("5 Suprised", "surprise"),
-        ("natural", "neutral"),
-        ("Contempt", "contempt"),
-        ("fearful", "fear"),
-        ("7", None),
-        ("hungry", None),
-    ],
-)
-def test_emotions_are_known_in_the_spellings_of_other_data_sets(spelling: str, emotion: str | None) -> None:
-    assert emotion_of(spelling) == emotion
 
 
 def test_an_inspection_shows_counts_findings_duplicates_and_faces(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
