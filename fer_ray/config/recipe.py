@@ -14,6 +14,7 @@ MAX_WEIGHTS = 150_000_000  # 600 MB as float32: a whole VGG-16 has 138 million
 MAX_SIDE = 512  # pixels of the input
 MAX_DENSE = 16  # fully connected layers
 MAX_KERNEL = 11  # pixels, as in AlexNet's first layer
+_POOR = "Poor pictures"  # heading in --help
 GRAY = "gray"
 RGB = "rgb"
 
@@ -139,6 +140,33 @@ class AugmentationConfig:
     contrast: float = option(default=0.3, help="raise or lower the contrast by up to this share", metavar="SHARE", ge=0, le=1)
     blur: float = option(default=0.7, help="blur a quarter of the images by up to this many pixels (sigma)", metavar="PIXELS", ge=0, le=5)
     erasing: float = option(default=0.4, help="share of the images of which a rectangle is erased", metavar="SHARE", ge=0, le=1)
+    degrade: float = option(
+        default=0.0,
+        help="share of the images that are made poor in some of the ways below",
+        metavar="SHARE",
+        group=_POOR,
+        ge=0,
+        le=1,
+    )
+    degrade_noise: float = option(
+        default=16.0, help="noise: the highest sigma, in levels of 255; 0 leaves it out", metavar="SIGMA", group=_POOR, ge=0, le=64
+    )
+    degrade_jpeg: int = option(
+        default=10, help="compression: the lowest JPEG quality, up to 75; 100 leaves it out", metavar="QUALITY", group=_POOR, ge=1, le=100
+    )
+    degrade_pixels: int = option(
+        default=12, help="few pixels: the smallest side; 0 leaves it out", metavar="PIXELS", group=_POOR, ge=0, le=MAX_SIDE
+    )
+    degrade_motion: float = option(
+        default=7.0, help="motion blur: the longest way, in pixels of 48; 0 leaves it out", metavar="PIXELS", group=_POOR, ge=0, le=48
+    )
+    degrade_gamma: float = option(
+        default=2.0, help="light: the highest gamma, and the lowest its inverse; 1 leaves it out", metavar="GAMMA", group=_POOR, ge=1, le=5
+    )
+    degrade_patch: float = option(default=0.15, help="share of these with a patch over the face", metavar="SHARE", group=_POOR, ge=0, le=1)
+    degrade_mask: float = option(
+        default=0.1, help="share of these with a mask over nose and mouth", metavar="SHARE", group=_POOR, ge=0, le=1
+    )
 
 
 @config("Optimization")

@@ -25,6 +25,10 @@ class TrainConfig:
     start_from: PathText = option(
         default="", help="bundle to fine-tune: its network is taken, with a new last layer where the classes differ", metavar="DIR"
     )
+    teacher: PathText = option(
+        default="", help="bundle whose answers to the clean training images are learnt beside their labels", metavar="DIR"
+    )
+    teacher_share: float = option(default=0.5, help="share of the teacher's answers in the targets", metavar="SHARE", ge=0, le=1)
     resume: bool = option(default=False, help="go on from the last checkpoint of a training into the same output that was ended")
     workers: int = option(
         default=1,
@@ -56,6 +60,7 @@ class TrainConfig:
         """Nested plain values, as the bundle records them: all but the places, which say nothing about the model."""
         return {
             "workers": self.workers,
+            "teacher_share": self.teacher_share if self.teacher else 0.0,
             "dataset": {
                 key: value for key, value in dataclasses.asdict(self.data).items() if key not in ("dataset", "ferplus", *STORE_OPTIONS)
             }

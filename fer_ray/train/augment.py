@@ -10,6 +10,16 @@ import numpy as np
 from fer_ray.config.recipe import AugmentationConfig, OptimizationConfig, Recipe
 from fer_ray.data.dataset import Split
 from fer_ray.typing import Float32Array, UInt8Array
+from fer_ray.vision import degradation
+
+# Of the images that are made poor, the share that is so in each way; that of patches and masks is a setting.
+GAMMA_SHARE = 0.2
+MOTION_SHARE = 0.14
+PIXELS_SHARE = 0.3
+NOISE_SHARE = 0.35
+JPEG_SHARE = 0.35
+FEW_PIXELS = 40  # a side: with more, a face loses little
+POOR_JPEG = 75  # quality: with more, a face loses little
 
 Batch = tuple[Float32Array, Float32Array, Float32Array]  # images, targets, weights
 
@@ -68,9 +78,31 @@ def augment(images: UInt8Array, config: AugmentationConfig, generator: np.random
         view *= 1 + generator.uniform(-config.contrast, config.contrast)
         view += 127.5 + 255 * generator.uniform(-config.brightness, config.brightness)
         np.clip(view, 0, 255, out=view)
+        if config.degrade and generator.random() < config.degrade:
+            view[...] = degrade(view.astype(np.uint8), config, generator)
         if generator.random() < config.erasing:
             _erase(view, generator)
     return views[..., None] if views.ndim == 3 else views
+
+
+def degrade(face: UInt8Array, config: AugmentationConfig, generator: np.random.Generator) -> UInt8Array:
+    """A poor picture of the face, in the order in which a photograph gets so: light, what is in front, motion, pixels, noise, JPEG."""
+    chance, side = generator.random, face.shape[0]
+    if config.degrade_gamma > 1 and chance() < GAMMA_SHARE:
+        face = degradation.gamma(face, config.degrade_gamma ** generator.uniform(-1, 1))
+    if chance() < config.degrade_patch:
+        face = degradation.patch(face, generator)
+    if chance() < config.degrade_mask:
+        face = degradation.mask(face, generator)
+    if config.degrade_motion > 1 and chance() < MOTION_SHARE:
+        face = degradation.motion_blur(face, generator.uniform(1, config.degrade_motion) * side / 48, generator.uniform(0, 180))
+    if 0 < config.degrade_pixels < FEW_PIXELS and chance() < PIXELS_SHARE:
+        face = degradation.downscale(face, min(side, int(generator.integers(config.degrade_pixels, FEW_PIXELS))))
+    if config.degrade_noise > 0 and chance() < NOISE_SHARE:
+        face = degradation.noise(face, generator.uniform(min(2, config.degrade_noise), config.degrade_noise), generator)
+    if config.degrade_jpeg < POOR_JPEG and chance() < JPEG_SHARE:
+        face = degradation.jpeg(face, int(generator.integers(config.degrade_jpeg, POOR_JPEG)))
+    return face
 
 
 def _random_affine(size: int, config: AugmentationConfig, generator: np.random.Generator) -> Float32Array:

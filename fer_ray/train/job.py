@@ -24,12 +24,14 @@ from fer_ray.models.sizes import check_size
 from fer_ray.reporting.progress import LogProgress, Progress
 from fer_ray.text import sanitize
 from fer_ray.train.recorder import PROGRESS_FILE, TENSORBOARD_FOLDER, has_checkpoints
+from fer_ray.train.teacher import loaded_teacher
 from fer_ray.train.trainer import run_training
 from fer_ray.train.worker import FINISHED_FOLDER, TrainingRun, load_training_data
 
 LOGGER = logging.getLogger(__name__)
 REQUEST_FILE = "request.json"  # in the storage of a training: the configuration that it was begun with
 WORK_SUFFIX = ".training"  # of the folder beside the output that everything lies in until the end
+NEW_SETTINGS = ("teacher_share",)  # in a request since 0.2
 FOLLOW_SECONDS = 0.5  # between two looks for new lines of progress
 FEW_STEPS = 100  # in fewer, hardly any network comes near what it can learn
 DIGITS = 4  # of the figures in the summary: with 10,000 images, one image is 0.0001
@@ -76,8 +78,9 @@ def train_bundle(config: TrainConfig, progress: Progress | None = None) -> dict[
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same training for processes with another working directory."""
     start = absolute(bundle.resolve(config.start_from), "bundle to start from") if config.start_from else ""
+    teacher = absolute(bundle.resolve(config.teacher), "teacher") if config.teacher else ""
     weights = config.weights if config.weights in (IMAGENET, NO_WEIGHTS) else os.path.abspath(config.weights)
-    return replace(config, data=with_absolute_paths(config.data), start_from=start, weights=weights)
+    return replace(config, data=with_absolute_paths(config.data), start_from=start, teacher=teacher, weights=weights)
 
 
 def _with_model_of_start(config: TrainConfig) -> TrainConfig:
@@ -100,6 +103,15 @@ def _request(config: TrainConfig) -> str:
     return json.dumps({**config.to_dict(), "workers": None}, indent=2, sort_keys=True)
 
 
+def _same_request(stored: str, config: TrainConfig) -> bool:
+    """Whether a training was begun with these settings; those that did not exist then had their defaults."""
+    asked, begun = json.loads(_request(config)), json.loads(stored)
+    defaults = json.loads(_request(TrainConfig(config.output)))
+    begun = {**{key: defaults[key] for key in NEW_SETTINGS}, **begun}
+    begun["augmentation"] = {**defaults["augmentation"], **begun["augmentation"]}
+    return bool(asked == begun)
+
+
 def check_places(config: TrainConfig, output: Path, work: Path) -> None:
     """Refuse an output that holds something else, or another training than the one to resume.
 
@@ -118,7 +130,7 @@ def check_places(config: TrainConfig, output: Path, work: Path) -> None:
         return
     if not config.resume:
         raise UsageError(f"A training into {config.output} was begun before: resume it with --resume, or remove {work}.")
-    if request.read_text(encoding="utf-8") != _request(config):
+    if not _same_request(request.read_text(encoding="utf-8"), config):
         raise UsageError(f"The training into {config.output} was begun with other settings ({request}): use the same ones.")
 
 
@@ -135,6 +147,9 @@ def check_dataset(config: TrainConfig, remedy: str = "lower --batch-size") -> No
     model, settings = config.recipe.model, config.recipe.optimization
     data = load_training_data(config)
     check_size(model, classes=len(data.classes))
+    if config.teacher:
+        with loaded_teacher(config, data.classes):
+            pass  # one that does not fit is refused here
     for finding in data.findings:
         LOGGER.info("note: %s", sanitize(finding))
     LOGGER.info("training on %s images, validating on %s: %s", f"{len(data.train):,}", f"{len(data.validation):,}", ", ".join(data.classes))

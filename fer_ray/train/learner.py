@@ -117,7 +117,7 @@ class Learner:
         self._average_over_workers(variables)
 
     def end_epoch(self, accuracy: float) -> bool:
-        """Count the epoch; returns whether it is the best so far."""
+        """Count the epoch with the accuracy that epochs are chosen by; returns whether it is the best so far."""
         self.epoch += 1
         improved = accuracy > self.best_accuracy
         if improved:

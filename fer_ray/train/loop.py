@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,15 @@ from fer_ray.data.dataset import Dataset, Split
 from fer_ray.models import metrics
 from fer_ray.models.architectures import build
 from fer_ray.models.keras_bundle import predict_logits
+from fer_ray.train.augment import degrade
 from fer_ray.train.learner import Learner, State
 from fer_ray.train.strategy import SingleWorker, Workers
 from fer_ray.typing import AnyArray
 
 if TYPE_CHECKING:
     import keras
+
+DEGRADED = "degraded_accuracy"  # on validation images that were made poor
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Epoch:
 
     def row(self) -> dict[str, Any]:
         """The epoch as a row of `history.parquet`."""
-        figures = {name: self.figures[name] for name in ("accuracy", "macro_f1", "nll", "ece")}
+        figures = {name: self.figures[name] for name in ("accuracy", "macro_f1", "nll", "ece", DEGRADED) if name in self.figures}
         return {
             "epoch": self.number,
             "train_loss": self.train_loss,
@@ -59,7 +62,8 @@ def train_epochs(
 ) -> Iterator[Epoch]:
     """Train a network and yield after every epoch, until the epochs or the patience are used up.
 
-    The figures and the weights of an epoch are those of the weight average, where there is one.
+    The figures and the weights of an epoch are those of the weight average, where there is one. Where training images are made
+    poor, so are the validation images once more, and the best epoch has the highest mean of both accuracies.
 
     Args:
         data: The splits `train` and `validation`.
@@ -80,15 +84,26 @@ def train_epochs(
     learner = Learner(network, recipe, len(data.train), workers)
     if state:
         learner.restore(state)
+    poor = _poor(data.validation, recipe)
     while not learner.has_ended and (until is None or learner.epoch < until):
         started = time.monotonic()
         loss = learner.train_epoch(data.train)
         with learner.averaged_weights(data.train):
             figures = metrics.compute_metrics(_shared_logits(network, data.validation, workers), data.validation.labels)
+            if poor:
+                figures[DEGRADED] = float((_shared_logits(network, poor, workers).argmax(1) == poor.labels).mean())
             weights = network.get_weights()
-        improved = learner.end_epoch(figures["accuracy"])
+        improved = learner.end_epoch(float(np.mean([figures[name] for name in ("accuracy", DEGRADED) if name in figures])))
         seconds = time.monotonic() - started
         yield Epoch(learner.epoch, loss, figures, learner.rate.value, seconds, improved, weights, learner.state())
+
+
+def _poor(split: Split, recipe: Recipe) -> Split | None:
+    """The same images in every epoch, all made poor as those of training are."""
+    if not recipe.augmentation.degrade:
+        return None
+    generator = np.random.default_rng(recipe.optimization.seed)
+    return replace(split, images=np.stack([degrade(image, recipe.augmentation, generator) for image in split.images]))
 
 
 def make_network(recipe: Recipe, class_count: int, weights: str = "none") -> keras.Model:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from fer_ray.errors import UsageError
-from fer_ray.typing import FloatArray, UInt8Array
+from fer_ray.typing import AnyArray, FloatArray, UInt8Array
 
 Condition = Callable[[UInt8Array, np.random.Generator], UInt8Array]
 
@@ -45,7 +45,7 @@ def motion_blur(face: UInt8Array, length: float, angle: float) -> UInt8Array:
     size = 2 * int(np.ceil(_within("motion", length, 1, face.shape[0]) / 2)) + 1
     step = length / 2 * np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])
     kernel = np.zeros((size, size), np.float32)
-    ends = [tuple(int(round(16 * (size // 2 + sign * part))) for part in step) for sign in (-1, 1)]
+    ends = [tuple(round(16 * (size // 2 + sign * part)) for part in step) for sign in (-1, 1)]
     cv2.line(kernel, ends[0], ends[1], 1.0, 1, cv2.LINE_8, shift=4)
     return np.asarray(cv2.filter2D(face, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE), np.uint8)
 
@@ -70,7 +70,6 @@ def patch(face: UInt8Array, generator: np.random.Generator) -> UInt8Array:
 
 def mask(face: UInt8Array, generator: np.random.Generator) -> UInt8Array:
     """Cover nose and mouth with a mask of any cut and cloth, as people wear it: over all of the width or within the cheeks."""
-    size = face.shape[0]
     top = generator.uniform(0.46, 0.64)
     if generator.random() < 0.3:
         outline = np.array([(0, top), (1, top), (1, 1), (0, 1)])
@@ -135,5 +134,5 @@ def _within(what: str, value: float, low: float, high: float) -> float:
     return value
 
 
-def _as_pixels(values: FloatArray) -> UInt8Array:
+def _as_pixels(values: AnyArray) -> UInt8Array:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -10,7 +10,7 @@ from fer_ray.vision import degradation
 
 
 def portrait(photographs: dict[str, Path], flags: int) -> UInt8Array:
-    image = cv2.imread(str(photographs["astronaut"]), flags)
+    image = np.asarray(cv2.imread(str(photographs["astronaut"]), flags))
     return np.asarray(cv2.resize(image[60:220, 145:305], (48, 48), interpolation=cv2.INTER_AREA), np.uint8)
 
 
