@@ -9,11 +9,11 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fer_ray.config.recipe import PRETRAINED, ModelConfig
+from fer_ray.config.recipe import PRETRAINED, AugmentationConfig, ModelConfig
 from fer_ray.config.train import TrainConfig
 from fer_ray.data.layouts import with_absolute_paths
 from fer_ray.errors import TrainingError, UsageError
@@ -31,7 +31,6 @@ from fer_ray.train.worker import FINISHED_FOLDER, TrainingRun, load_training_dat
 LOGGER = logging.getLogger(__name__)
 REQUEST_FILE = "request.json"  # in the storage of a training: the configuration that it was begun with
 WORK_SUFFIX = ".training"  # of the folder beside the output that everything lies in until the end
-NEW_SETTINGS = ("teacher_share",)  # in a request since 0.2
 FOLLOW_SECONDS = 0.5  # between two looks for new lines of progress
 FEW_STEPS = 100  # in fewer, hardly any network comes near what it can learn
 DIGITS = 4  # of the figures in the summary: with 10,000 images, one image is 0.0001
@@ -106,10 +105,8 @@ def _request(config: TrainConfig) -> str:
 def _same_request(stored: str, config: TrainConfig) -> bool:
     """Whether a training was begun with these settings; those that did not exist then had their defaults."""
     asked, begun = json.loads(_request(config)), json.loads(stored)
-    defaults = json.loads(_request(TrainConfig(config.output)))
-    begun = {**{key: defaults[key] for key in NEW_SETTINGS}, **begun}
-    begun["augmentation"] = {**defaults["augmentation"], **begun["augmentation"]}
-    return bool(asked == begun)
+    augmentation = {**asdict(AugmentationConfig()), **begun["augmentation"]}
+    return bool(asked == {"teacher_share": 0.0, **begun, "augmentation": augmentation})
 
 
 def check_places(config: TrainConfig, output: Path, work: Path) -> None:

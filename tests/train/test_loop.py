@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,28 @@ def test_augmentation_is_random_but_repeatable_and_can_be_turned_off() -> None:
     assert np.array_equal(first, again)
     assert first.min() >= 0
     assert first.max() <= 255
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_training_images_are_made_poor_in_each_way_that_is_asked_for_and_in_no_other(color: bool) -> None:
+    shape = (64, 48, 48, 3) if color else (64, 48, 48)
+    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    clean = {"noise": 0, "jpeg": 100, "pixels": 0, "motion": 0, "gamma": 1, "patch": 0, "mask": 0}
+    strengths = {"noise": 16, "jpeg": 10, "pixels": 12, "motion": 7, "gamma": 2, "patch": 0.5, "mask": 0.5}
+    for way in (None, *clean):
+        settings: dict[str, Any] = {f"degrade_{name}": strengths[name] if name == way else value for name, value in clean.items()}
+        config = dataclasses.replace(OFF, degrade=1.0, **settings)
+        views = augment(images, config, np.random.default_rng(1)).reshape(shape)
+        changed = [not np.array_equal(view, image) for view, image in zip(views, images, strict=True)]
+        assert any(changed) == bool(way), f"{way} alone"
+        assert not all(changed), f"{way} spares some"
+
+
+def test_a_training_on_poor_images_is_judged_on_poor_ones_too(few: Dataset) -> None:
+    (epoch,) = train_epochs(few, recipe(epochs=1, augmentation=dataclasses.replace(OFF, degrade=0.6)))
+    assert 0 <= epoch.row()["degraded_accuracy"] <= 1
+    (without,) = train_epochs(few, recipe(epochs=1))
+    assert "degraded_accuracy" not in without.row()
 
 
 def test_an_epoch_shows_every_image_once_however_many_workers_share_it(data: Dataset) -> None:

@@ -24,12 +24,14 @@ from fer_ray import Labeler
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.recipe import ModelConfig, OptimizationConfig, Recipe
 from fer_ray.config.train import TrainConfig
+from fer_ray.data.dataset import Dataset, Split
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.train import trainer
 from fer_ray.train.job import check_places, train
 from fer_ray.train.recorder import TENSORBOARD_FOLDER
 from fer_ray.train.strategy import SingleWorker
+from fer_ray.train.teacher import with_teacher
 from fer_ray.train.worker import TrainingRun, initial_network, train_as
 
 ROOT = Path(__file__).parents[2]
@@ -179,6 +181,7 @@ def test_a_training_that_version_0_1_began_resumes_after_its_last_epoch(drawn_fa
         ({"output": "s3://bucket/model"}, "a folder that all machines see"),
         ({"resume": True}, "no training into .* to resume"),
         ({"start_from": "/nowhere"}, "missing"),
+        ({"teacher": "ferplus"}, "The teacher .*ferplus knows angry, .*, the data set happy, sad"),
         ({"model": ModelConfig(architecture="vgg16", image_size=32), "weights": "/nowhere"}, "give --weights FILE or none"),
     ],
 )
@@ -191,6 +194,18 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=complaint):
         train(TrainConfig(data=DatasetConfig(str(drawn_faces), keep_duplicates=True), **arguments))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_teacher_has_its_share_in_the_targets_of_training_alone() -> None:
+    teacher = bundle.load(bundle.resolve("ferplus"))
+    images = np.random.default_rng(0).integers(0, 256, (6, 48, 48), np.uint8)
+    split = Split(images, np.arange(6), np.eye(8, dtype=np.float32)[:6], tuple("abcdef"))
+    config = TrainConfig("model", teacher=bundle.resolve("ferplus"), teacher_share=0.25, data=DatasetConfig("faces"))
+    taught = with_teacher(Dataset(teacher.classes, {"train": split, "validation": split}, ""), config)
+    assert taught.train.targets == pytest.approx(0.75 * split.targets + 0.25 * teacher.probabilities(images), abs=1e-6)
+    assert taught.validation is split
+    with pytest.raises(UsageError, match="sees images of 48 pixels, gray, not 64 pixels, gray"):
+        with_teacher(Dataset(teacher.classes, {}, ""), dataclasses.replace(config, recipe=Recipe(ModelConfig(image_size=64))))
 
 
 def test_a_training_that_ran_out_of_memory_says_so_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
