@@ -92,6 +92,10 @@ class OutageError(AccessError):
     """The store or file system did not answer as one does: no connection, overloaded, broken off. It may do so in a while."""
 
 
+class DeniedError(AccessError):
+    """The store denies access. It may allow it in a while: rights and keys take time to reach all of a store."""
+
+
 class ChangedError(AccessError):
     """An object that is another one than was listed."""
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray.errors import AccessError, OutageError, TooLargeError
-from fer_ray.io.storage import Storage, join, lower_name
+from fer_ray.io.storage import WEB, Storage, join, lower_name
 from fer_ray.io.zip import BrokenArchiveError, zip_members
 from fer_ray.schema import LISTING, ImageEntry, Status, as_batches, image_id
 
@@ -65,6 +65,17 @@ def find_inside(storage: Storage, uri: str, indexes: str | None = None) -> Image
 def names_inside(uri: str) -> bool:
     """Whether an address looks like that of a file inside an archive."""
     return _NAMED_INSIDE.search(uri) is not None
+
+
+def is_unlisted(entry: ImageEntry) -> bool:
+    """Whether this is an archive, or something in one, whose store did not give it when it was listed."""
+    is_plain = entry.archive_uri is None and entry.error is None
+    return is_plain and (is_archive(entry.image_uri) or (entry.image_uri.startswith(WEB) and names_inside(entry.image_uri)))
+
+
+def first_byte(unlisted: ImageEntry) -> ImageEntry:
+    """What is read of an archive to find out why it was not listed."""
+    return replace(unlisted, size_bytes=1, archive_uri=unlisted.image_uri.partition("#")[0], data_offset=0)
 
 
 def look_up(storage: Storage, entry: ImageEntry) -> ImageEntry:

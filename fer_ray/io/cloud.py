@@ -16,7 +16,7 @@ import obstore
 from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore
 
-from fer_ray.errors import AccessError, ChangedError, OutageError, StorageError, TooLargeError, UsageError
+from fer_ray.errors import AccessError, ChangedError, DeniedError, OutageError, StorageError, TooLargeError, UsageError
 from fer_ray.io.pace import collect
 from fer_ray.io.ranged import open_by_ranges
 from fer_ray.schema import ImageEntry
@@ -174,6 +174,6 @@ def _translated(error: Exception, uri: str, what: str) -> Exception:
     if isinstance(error, InvalidPathError | ValueError):
         named = f"{uri} cannot be {what}, since names with empty parts, '.' or '..' between slashes are only known in S3"
         return AccessError(f"{named}: give another prefix or name.", "such names are only known in S3")
-    is_refused = isinstance(error, PermissionDeniedError) or (status and status[1].startswith("4") and status[1] not in _BUSY)
-    kind = AccessError if is_refused else OutageError
+    is_refused = status and status[1].startswith("4") and status[1] not in _BUSY
+    kind = DeniedError if isinstance(error, PermissionDeniedError) else AccessError if is_refused else OutageError
     return kind(f"{uri} cannot be {what} ({reason}): check the permissions, the store and the network.", reason)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from fer_ray.errors import UsageError
+from fer_ray.errors import OutageError, UsageError
 from fer_ray.io.archives import UNREAD, archive_of, files_in, find_inside, is_archive, look_up, names_inside
 from fer_ray.io.folders import FolderStore, path_of_uri
-from fer_ray.io.storage import WEB, Storage, absolute, is_remote, lower_name
+from fer_ray.io.storage import WEB, Storage, absolute, is_remote, lower_name, server_of
 from fer_ray.io.uri_list import LISTS, read_list
 from fer_ray.schema import ImageEntry, Status
 
+LATE_SECONDS = 15.0  # then archives that could not be listed are tried once more
 # Names that are no image, where nothing else is asked for: a suffix that is not here, or none, is tried.
 _JUNK = frozenset((".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", ".nomedia", ".picasa.ini", "_success"))
 _JUNK_STARTS = ("._", "_committed_", "_started_")
@@ -65,10 +68,21 @@ class Selection:
         return taken
 
 
+@dataclass(frozen=True)
+class _Listing:
+    """What all inputs have in common; `dead` are web servers that did not answer."""
+
+    indexes: str | None
+    selection: Selection
+    dead: set[str]
+
+
 def list_images(
     storage: Storage, inputs: Iterable[str], excluded: str, indexes: str | None = None, selection: Selection | None = None
 ) -> Iterator[ImageEntry]:
     """Every image of the inputs but none below `excluded`; the same image may come twice, the latest state last.
+
+    An archive that its store does not give comes as it is, without a reason: whether the store is down shows when it is read.
 
     Args:
         storage: What opens them.
@@ -80,10 +94,11 @@ def list_images(
     Raises:
         UsageError: an input that cannot be listed.
     """
-    taken = selection or Selection()
+    listing, late = _Listing(indexes, selection or Selection(), set()), []
+    taken = listing.selection
     for uri in inputs:
         is_list = lower_name(uri).endswith(LISTS) and storage.stat(uri) is not None
-        listed = _listed(storage, uri, indexes) if is_list else _files(storage, uri, excluded, taken)
+        listed = _listed(storage, uri, listing) if is_list else _files(storage, uri, excluded, taken)
         base = uri.rpartition("/")[0] if is_list else uri
         for entry in listed:
             path, is_named = _path_below(base, entry), entry.image_uri == uri
@@ -94,12 +109,16 @@ def list_images(
                 if taken.takes(path, entry.size_bytes, is_named or entry.image_uri.startswith(WEB)):
                     yield entry
             elif not taken.excludes(path):
-                found = look_up(storage, entry) if is_list else entry
-                for member in files_in(storage, found, indexes):
-                    name = member.image_uri[len(entry.image_uri) + 1 :]
-                    inside = name if is_named else f"{path}/{name}"
-                    if not name or taken.takes(inside, member.size_bytes):
-                        yield member
+                inside = functools.partial(_inside, storage, entry, listing, "" if is_named else f"{path}/", is_list)
+                for found in inside():
+                    if found is entry:
+                        late.append(inside)
+                    else:
+                        yield found
+    time.sleep(LATE_SECONDS if late else 0)
+    listing.dead.clear()
+    for inside in late:
+        yield from inside()
 
 
 def check_inputs(storage: Storage, inputs: Iterable[str]) -> tuple[str, ...]:
@@ -158,18 +177,42 @@ def _check_kind(single: ImageEntry, selection: Selection) -> None:
         raise UsageError(f"The input {single.image_uri} is no image by its name, and no list or archive: name one of these.")
 
 
-def _listed(storage: Storage, uri: str, indexes: str | None) -> Iterator[ImageEntry]:
+def _inside(storage: Storage, archive: ImageEntry, listing: _Listing, path: str, is_listed: bool) -> Iterator[ImageEntry]:
+    """What is taken of an archive; the archive itself where its store does not give it."""
+    if server_of(archive.image_uri) in listing.dead:
+        yield archive
+        return
+    try:
+        for member in files_in(storage, look_up(storage, archive) if is_listed else archive, listing.indexes):
+            name = member.image_uri[len(archive.image_uri) + 1 :]
+            if not name and member.status == Status.UNREADABLE and is_remote(archive.image_uri):
+                yield archive
+            elif not name or listing.selection.takes(path + name, member.size_bytes):
+                yield member
+    except OutageError:
+        if not is_listed or not archive.image_uri.startswith(WEB):
+            raise
+        listing.dead.add(server_of(archive.image_uri))
+        yield archive
+
+
+def _listed(storage: Storage, uri: str, listing: _Listing) -> Iterator[ImageEntry]:
     """The images that a list names; those inside of archives are looked up there, an archive at a time."""
     archive, members = "", dict[str, ImageEntry]()
     for entry in read_list(storage, uri):
-        if not names_inside(entry.image_uri):
+        if not names_inside(entry.image_uri) or server_of(entry.image_uri) in listing.dead:
             yield entry
             continue
         if entry.image_uri not in members and not (archive and entry.image_uri.startswith(f"{archive}#")):
-            found = archive_of(storage, entry.image_uri)
             archive, members = "", {}
-            if found:
-                archive, members = found.image_uri, {member.image_uri: member for member in files_in(storage, found, indexes)}
+            try:
+                if found := archive_of(storage, entry.image_uri):
+                    members = {member.image_uri: member for member in files_in(storage, found, listing.indexes)}
+                    archive = found.image_uri
+            except OutageError:
+                if not entry.image_uri.startswith(WEB):
+                    raise
+                listing.dead.add(server_of(entry.image_uri))
         if archive and entry.image_uri not in members:
             yield replace(entry, status=Status.UNREADABLE, error="The file cannot be read (its archive does not hold it).")
         else:

@@ -8,18 +8,21 @@ a bounded time gives up with a StorageError, which ends the run. Each process fi
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
-from fer_ray.errors import FerRayError, ImageError, OutageError, StorageError
+from fer_ray.errors import DeniedError, FerRayError, ImageError, OutageError, StorageError
+from fer_ray.io.archives import first_byte, is_unlisted
 from fer_ray.io.folders import path_of_uri
-from fer_ray.io.storage import Storage, is_remote
+from fer_ray.io.storage import Storage, is_remote, server_of
 from fer_ray.schema import ImageEntry, Status
 
+LOGGER = logging.getLogger(__name__)
 WAIT_SECONDS = 300.0  # for a place that is down
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between two tries; the last again and again
 SEVERAL = 5  # images that are refused one after the other where no witness is known; fewer are rows, after three pauses
@@ -31,7 +34,31 @@ WITNESS_BYTES = 8 << 20
 _HERE = "this machine"
 _PAGES = (b"<!doctype html", b"<html")
 
+_LISTED_TOO_EARLY = ImageError(Status.UNREADABLE, "The archive could not be read when it was listed: the next run tries it again.")
+
 Outcome = bytes | ImageError
+Result = TypeVar("Result")
+
+
+def wait_out(work: Callable[[], Result], wait_seconds: float) -> Result:
+    """What the work gives; where a store is down or denies access, it is begun again until the time is over.
+
+    Raises:
+        OutageError, DeniedError: the store did not come back.
+    """
+    failed_at = None
+    for pause in itertools.chain(PAUSES, itertools.repeat(PAUSES[-1])):
+        try:
+            return work()
+        except (OutageError, DeniedError) as error:
+            now = time.monotonic()
+            if now - (failed_at or now) + pause > wait_seconds:
+                raise
+            if failed_at is None:
+                LOGGER.warning("%s It is tried again for %g s.", error, wait_seconds)
+            failed_at = failed_at or now
+        time.sleep(pause)
+    raise AssertionError("the last try ends the loop")
 
 
 @dataclass
@@ -80,6 +107,12 @@ class PatientReader:
         Raises:
             StorageError: its store was down for longer than is waited, or cannot be used with these credentials.
         """
+        if not is_unlisted(entry):
+            return self._outcome_of(entry, entry.size_bytes is None)
+        outcome = self._outcome_of(first_byte(entry), entry.size_bytes is None)
+        return _LISTED_TOO_EARLY if isinstance(outcome, bytes) else outcome
+
+    def _outcome_of(self, entry: ImageEntry, is_listed_blindly: bool) -> Outcome:
         outcome = self._try(entry)
         if entry.error is not None:  # which is known since the listing
             return outcome
@@ -87,8 +120,8 @@ class PatientReader:
             self._remember(entry, outcome)
             return outcome
         if isinstance(outcome, ImageError):
-            was_listed_blindly = entry.size_bytes is None and isinstance(outcome.__cause__, FileNotFoundError)
-            if outcome.status != Status.UNREADABLE or was_listed_blindly:
+            never_was = is_listed_blindly and isinstance(outcome.__cause__, FileNotFoundError)
+            if outcome.status != Status.UNREADABLE or never_was:
                 return outcome
         return self._settle(entry, outcome)
 
@@ -224,9 +257,7 @@ class PatientReader:
 
 
 def _server_of(entry: ImageEntry) -> str:
-    """`https://server` or `s3://bucket`; empty for a file of this machine."""
-    address = entry.archive_uri or entry.image_uri
-    return "/".join(address.split("/", 3)[:3]) if is_remote(address) else ""
+    return server_of(entry.archive_uri or entry.image_uri)
 
 
 def _is_sound(outcome: Outcome, entry: ImageEntry) -> TypeGuard[bytes]:

@@ -25,10 +25,11 @@ from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from fer_ray.errors import AccessError, ChangedError, OutageError, StorageError, UsageError
+from fer_ray.errors import AccessError, ChangedError, DeniedError, OutageError, StorageError, UsageError
 
 logger = logging.getLogger(__name__)
 
+_DENIED = "AccessDenied"
 _FULL = 507  # a store without space left
 REQUEST_ATTEMPTS = 8  # of one request, by botocore
 FIRST_ATTEMPTS = 4  # before anything was ever answered: a wrong address is said soon
@@ -195,7 +196,7 @@ def explained(uri: str, what: str) -> Iterator[None]:
 
 def _translated(error: BaseException, uri: str, what: str) -> Exception:
     code = error.response.get("Error", {}).get("Code", "") if isinstance(error, botocore.exceptions.ClientError) else ""
-    code = "AccessDenied" if code == "403" else code  # an answer without a body, to HEAD for one, has only the number
+    code = _DENIED if code == "403" else code  # an answer without a body, to HEAD for one, has only the number
     if code in _MISSING:
         return FileNotFoundError(uri)
     if code in _EXISTS and what == "written":
@@ -209,7 +210,8 @@ def _translated(error: BaseException, uri: str, what: str) -> Exception:
         return AccessError(f"The bucket of {uri} does not exist: name an existing one.", "the bucket does not exist")
     if isinstance(error, botocore.exceptions.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        kind = OutageError if code in _OVERLOADED or status == 429 or (status >= 500 and status != _FULL) else AccessError
+        is_outage = code in _OVERLOADED or status == 429 or (status >= 500 and status != _FULL)
+        kind = OutageError if is_outage else DeniedError if code == _DENIED else AccessError
         return kind(f"{uri} cannot be {what} ({code}): check the permissions and the store.", code)
     reason = type(error.__cause__ if isinstance(error, _NoContactError) else error).__name__
     return OutageError(f"{uri} cannot be {what} ({reason}): check the endpoint and the network.", reason)

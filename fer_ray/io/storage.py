@@ -213,6 +213,11 @@ def is_remote(uri: str) -> bool:
     return uri.startswith((S3, *CLOUDS, *WEB))
 
 
+def server_of(uri: str) -> str:
+    """`https://server` or `s3://bucket`; empty for a file of this machine."""
+    return "/".join(uri.split("/", 3)[:3]) if is_remote(uri) else ""
+
+
 def absolute(uri: str, what: str) -> str:
     """The address as it stands in a store or on the web, the absolute path otherwise; `what` names it in the error.
 

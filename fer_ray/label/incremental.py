@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fer_ray.data import demo_photos
-from fer_ray.errors import OutageError, StorageError, UsageError
+from fer_ray.errors import DeniedError, OutageError, StorageError, UsageError
 from fer_ray.io.inputs import Selection, list_images
 from fer_ray.io.storage import Storage, join
 from fer_ray.schema import IMAGES, LISTING, ImageEntry, Status, as_batches
@@ -67,6 +67,7 @@ def find_due(run: Run, counts: Counts) -> Iterator[pa.Table]:
 
     Raises:
         UsageError: the input holds no files, or cannot be listed.
+        OutageError, DeniedError: it may be listed in a while.
     """
 
     def published() -> Iterator[pa.RecordBatch]:
@@ -88,7 +89,7 @@ def _list(run: Run, counts: Counts) -> Iterator[ImageEntry]:
     entries = _counting(listed, selection, counts)
     try:
         first = next(entries, None)
-    except OutageError:
+    except (OutageError, DeniedError):
         raise
     except StorageError as error:
         raise UsageError(str(error)) from error

@@ -15,6 +15,7 @@ import pyarrow as pa
 from fer_ray.config.label import LabelConfig
 from fer_ray.data import demo_photos
 from fer_ray.errors import EXIT_DONE, EXIT_TOO_MANY_FAILED, FerRayError, StorageError, UsageError
+from fer_ray.io.outages import wait_out
 from fer_ray.io.storage import join
 from fer_ray.label.estimate import estimate
 from fer_ray.label.incremental import Counts, find_due, read_signatures
@@ -61,7 +62,7 @@ def label(config: LabelConfig, progress: Progress | None = None) -> tuple[dict[s
 
 
 def _label(config: LabelConfig, progress: Progress | None) -> tuple[dict[str, Any], int]:
-    run = identify(config)
+    run = wait_out(lambda: identify(config), 0.0 if config.dry_run else config.wait_for_store)
     if config.dry_run:
         return estimate(run), EXIT_DONE
     if run.is_published():
@@ -80,12 +81,7 @@ def _label(config: LabelConfig, progress: Progress | None) -> tuple[dict[str, An
 def _execute(run: Run, progress: Progress) -> dict[str, Any]:
     log = RunLog(run.storage, run.output, run.run_id)
     try:
-        plan = read_plan(run)
-        if plan is None:
-            counts = Counts()
-            plan = write_plan(run, find_due(run, counts), counts, datetime.datetime.now(datetime.UTC))
-        elif plan.signed:
-            read_signatures(run)
+        plan = wait_out(lambda: _plan(run), run.config.wait_for_store)
         log.record(
             "planned",
             run_id=run.run_id,
@@ -118,6 +114,17 @@ def _execute(run: Run, progress: Progress) -> dict[str, Any]:
     if reported:
         LOGGER.info(NEXT, _page(run))
     return row
+
+
+def _plan(run: Run) -> Plan:
+    """The plan of a run that was begun, or a new one."""
+    plan = read_plan(run)
+    if plan is None:
+        counts = Counts()
+        return write_plan(run, find_due(run, counts), counts, datetime.datetime.now(datetime.UTC))
+    if plan.signed:
+        read_signatures(run)
+    return plan
 
 
 def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from fer_ray.config.label import LabelConfig
 from fer_ray.data import demo_photos
-from fer_ray.errors import OutageError, StorageError, UsageError
+from fer_ray.errors import DeniedError, OutageError, StorageError, UsageError
 from fer_ray.io.inputs import check_inputs
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.label.plan import PLAN_FILE, Plan, read_plan
@@ -82,6 +82,7 @@ def identify(config: LabelConfig) -> Run:
 
     Raises:
         UsageError: an input, the output, the model or the store cannot be used.
+        OutageError, DeniedError: the store may be usable in a while.
     """
     storage = Storage.of(config)
     config = dataclasses.replace(config, input=tuple(map(storage.without_secret, config.input)))
@@ -99,7 +100,7 @@ def identify(config: LabelConfig) -> Run:
         if not config.dry_run:
             storage.check_writable(output)
         return name_run(Run(config.run_id, config.date(), inputs, output, model, model_version, config, storage))
-    except OutageError:
+    except (OutageError, DeniedError):
         raise  # nothing is wrong with what was asked for
     except StorageError as error:
         raise UsageError(str(error)) from error

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import os
 import pickle
 import shutil
+import tarfile
 import threading
 import time
 import uuid
@@ -20,7 +22,8 @@ from stores import S3Server
 from web_server import Answer, WebServer
 
 from fer_ray.errors import AccessError, ChangedError, ImageError, OutageError, SlowError, StorageError
-from fer_ray.io import folders, outages, s3, s3_client, web
+from fer_ray.io import folders, inputs, outages, s3, s3_client, web
+from fer_ray.io.inputs import list_images
 from fer_ray.io.outages import PatientReader
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.io.storage import Storage
@@ -203,3 +206,28 @@ def test_dead_servers_of_a_list_are_rows_and_the_one_with_all_images_is_waited_f
         assert list(Fetcher(reader).fetch(alive[50:])) == [b"%d" % n for n in range(50, 60)]
     finally:
         server.stop()
+
+
+def test_a_tar_on_a_dead_server_is_a_row_of_its_list_and_one_that_comes_back_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(inputs, "LATE_SECONDS", 0.1)
+    with io.BytesIO() as buffer:
+        with tarfile.open(fileobj=buffer, mode="w") as shard:
+            shard.addfile(tarfile.TarInfo("a.jpg"))
+        tar = buffer.getvalue()
+    server = WebServer({"/x.tar": [Answer(status=503)] * 3 + [Answer(tar)], "/late.tar": [Answer(status=503)] * 4 + [Answer(tar)]})
+    try:
+        dead = ["http://127.0.0.1:9/dead.tar", "http://127.0.0.1:9/dead.tar#b.jpg"]
+        alive = [f"{server.endpoint}/{name}" for name in ("x.tar", "late.tar")]
+        (tmp_path / "list.txt").write_text("\n".join(dead + alive))
+        entries = list(list_images(Storage(), [str(tmp_path / "list.txt")], ""))
+        assert [entry.image_uri for entry in entries] == [dead[1], dead[0], f"{alive[0]}#a.jpg", alive[1]]
+        found = fetch(Storage(), [*entries, ImageEntry(f"{alive[0]}", 3, None)], wait_seconds=30)
+    finally:
+        server.stop()
+    assert [str(image) for image in found] == [
+        *["The file cannot be read (NewConnectionError)."] * 2,
+        "b''",
+        *["The archive could not be read when it was listed: the next run tries it again."] * 2,
+    ]

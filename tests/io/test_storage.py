@@ -224,12 +224,14 @@ def test_a_store_that_fails_now_and_then_is_read_and_written_in_full(s3_server: 
 def test_a_wrong_endpoint_is_told_in_seconds(s3_server: S3Server, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     uses = (["--input", "s3://b-1/in", "--output", out], ["--model", "s3://b-1/best", "--output", out], ["--output", "s3://b-1/out"])
-    command = [sys.executable, "jobs/label.py", "--s3-endpoint", "http://127.0.0.1:9"]
+    command = [sys.executable, "jobs/label.py", "--s3-endpoint", "http://127.0.0.1:9", "--wait-for-store", "2"]
     jobs = [subprocess.Popen([*command, *use], cwd=ROOT, stderr=subprocess.PIPE, text=True) for use in uses]
     for job, what in zip(jobs, ("listed", "read", "written"), strict=True):
         complaint = job.communicate(timeout=60)[1]
         sentence = rf"s3://b-1/\S* cannot be {what} \(EndpointConnectionError\): check the endpoint.*"
-        assert re.fullmatch(rf"error: (The run \S+ stopped \()?{sentence}\n", complaint)
+        first, last = complaint.splitlines()
+        assert re.fullmatch(rf".* {sentence} It is tried again for 2 s\.", first), "at once, whatever is waited"
+        assert re.fullmatch(rf"error: (The run \S+ stopped \()?{sentence}", last)
         assert job.returncode == 1, "nothing is wrong with what was asked for"
 
 

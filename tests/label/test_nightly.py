@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import psutil
 import pytest
+from outages import OutageProxy
 from rayless import label_without_ray
 from sites import DEADLY, with_site
 from stores import FaultyProxy, S3Server
@@ -93,6 +94,32 @@ def test_two_nights_over_s3_label_everything_once_and_then_what_is_new(
         assert sum(proxy.faults.values()) > 5
         secrets = (s3_server.environment["AWS_SECRET_ACCESS_KEY"], s3_server.environment["AWS_ACCESS_KEY_ID"])
         assert not [file for file in tables.rglob("*.*") for secret in secrets if secret.encode() in file.read_bytes()]
+    finally:
+        proxy.stop()
+
+
+def test_outages_while_a_cluster_lists_and_labels_are_ridden_through_without_a_wrong_row(
+    s3_server: S3Server, ray_cluster: None, photographs: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Denied at the very start, then overloaded, then nobody listening, under several processes of Ray."""
+    client = s3_server.client()
+    client.create_bucket(Bucket="outage")
+    for number in range(128):
+        client.put_object(Bucket="outage", Key=f"in/{number:03d}.jpg", Body=photographs["grace_hopper"].read_bytes())
+    proxy = OutageProxy(s3_server.endpoint)
+    try:
+        night = LabelConfig(("s3://outage/in",), "s3://outage/tables", s3_endpoint=proxy.endpoint, thumbnails=False, workers=2)
+        refused = {"fault": "refused", "seconds": 2, "after": 40}
+        overloaded = {"fault": "503", "seconds": 2, "after": 20}
+        proxy.begin("denied", 1.5, matching=".", following=[overloaded, refused])
+        summary, exit_code = label(night)
+        assert (exit_code, summary["images_ok"], summary["images_failed"]) == (0, 128, 0)
+        assert {"denied", "503", "refused"} == set(proxy.faults)
+        assert [message for message in caplog.messages if "(AccessDenied)" in message and "It is tried again for 300 s." in message]
+        proxy.begin("denied", 60, matching=".")
+        with pytest.raises(FerRayError, match=r"^s3://outage/\S* cannot be \w+ \(AccessDenied\): check the permissions") as told:
+            label(dataclasses.replace(night, run_date="2026-11-21", wait_for_store=1.5))
+        assert told.value.exit_code == 1
     finally:
         proxy.stop()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from aiohttp import web
 from stores import FaultyProxy
@@ -18,7 +20,7 @@ class OutageProxy(FaultyProxy):
 
     503: the store is overloaded. denied: AccessDenied. reset: the connection ends without an answer. broken off: the body ends in
     its middle. cut short: so does it, and the length says that this is all. page: a gateway's page, with status 200. other object:
-    what a cache mixed up, as long as what was asked for. slow: an answer that takes seconds, byte for byte.
+    what a cache mixed up, as long as what was asked for. slow: an answer that takes seconds, byte for byte. refused: nobody listens.
     """
 
     fault = ""
@@ -26,9 +28,13 @@ class OutageProxy(FaultyProxy):
     after = 0
     until = 0.0
     answered = 0
+    following: Sequence[dict[str, Any]] = ()
 
-    def begin(self, fault: str, seconds: float, matching: str = "^GET /[^?]*$", after: int = 0) -> None:
-        """Let answers go wrong for so long, once `after` more were right."""
+    def begin(
+        self, fault: str, seconds: float, matching: str = "^GET /[^?]*$", after: int = 0, following: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """Let answers go wrong for so long, once `after` more were right; then as `following` says."""
+        self.following = following
         self.fault, self.matching, self.after, self.seconds, self.until = fault, matching, self.answered + after, seconds, 0.0
 
     def end(self) -> None:
@@ -45,6 +51,10 @@ class OutageProxy(FaultyProxy):
             return self._error(403, "AccessDenied")
         if fault == "reset":
             return self._abort(request)
+        if fault == "refused":
+            if self.faults[fault] == 1:
+                self._refusing = asyncio.create_task(self._refuse(self.seconds))
+            return self._abort(request)
         if fault == "page":
             return web.Response(body=PAGE, content_type="text/html")
         return await self._hand_on_wrong(request, fault)
@@ -57,7 +67,16 @@ class OutageProxy(FaultyProxy):
             return ""
         now = asyncio.get_running_loop().time()
         self.until = self.until or now + self.seconds
+        if now >= self.until and self.following:
+            self.begin(**self.following[0], following=self.following[1:])
         return self.fault if now < self.until else ""
+
+    async def _refuse(self, seconds: float) -> None:
+        """Do not listen for so long."""
+        await self._listener.stop()
+        await asyncio.sleep(seconds)
+        self._listener = web.TCPSite(self._runner, "127.0.0.1", int(self.endpoint.rpartition(":")[2]))
+        await self._listener.start()
 
     def _abort(self, request: web.Request) -> web.StreamResponse:
         if request.transport:

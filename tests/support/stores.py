@@ -159,14 +159,15 @@ class FaultyProxy:
         asyncio.set_event_loop(self._loop)
         application = web.Application(client_max_size=1 << 30)
         application.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(application)
-        self._loop.run_until_complete(runner.setup())
-        self._loop.run_until_complete(web.TCPSite(runner, "127.0.0.1", port).start())
+        self._runner = web.AppRunner(application)
+        self._loop.run_until_complete(self._runner.setup())
+        self._listener = web.TCPSite(self._runner, "127.0.0.1", port)
+        self._loop.run_until_complete(self._listener.start())
         self._session = aiohttp.ClientSession(loop=self._loop, auto_decompress=False)
         started.set()
         self._loop.run_forever()
         self._loop.run_until_complete(self._session.close())
-        self._loop.run_until_complete(runner.cleanup())
+        self._loop.run_until_complete(self._runner.cleanup())
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         """Hand on; trouble between proxy and store is told on standard error, since it is none of the faults asked for."""
