@@ -25,10 +25,12 @@ class TrainConfig:
     start_from: PathText = option(
         default="", help="bundle to fine-tune: its network is taken, with a new last layer where the classes differ", metavar="DIR"
     )
-    teacher: PathText = option(
-        default="", help="bundle whose answers to the clean training images are learnt beside their labels", metavar="DIR"
+    teacher: tuple[PathText, ...] = option(
+        default=(), help="bundles whose answers to the clean training images are learnt beside their labels", metavar="NAME|DIR"
     )
-    teacher_share: float = option(default=0.5, help="share of the teacher's answers in the targets", metavar="SHARE", ge=0, le=1)
+    teacher_share: tuple[float, ...] = option(
+        default=(), help="share of each teacher's answers in the targets (default: half, in equal parts)", metavar="SHARE"
+    )
     resume: bool = option(default=False, help="go on from the last checkpoint of a training into the same output that was ended")
     workers: int = option(
         default=1,
@@ -53,14 +55,25 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
         check_part(self, "cpus_per_worker")
+        shares = self.teacher_share
+        check(not shares or len(shares) == len(self.teacher), "The setting teacher_share needs one share for each teacher.")
+        check(
+            all(share > 0 for share in shares) and sum(shares) <= 1,
+            f"The teachers' shares must be above 0 and 1 at most in all, not {list(shares)}.",
+        )
         even = self.recipe.optimization.batch_size % self.workers == 0
         check(even, f"The batch of {self.recipe.optimization.batch_size} images cannot be shared evenly by {self.workers} workers.")
+
+    @property
+    def teacher_shares(self) -> tuple[float, ...]:
+        """The share of each teacher in the targets; the labels have the rest."""
+        return self.teacher_share or (0.5 / len(self.teacher),) * len(self.teacher) if self.teacher else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as the bundle records them: all but the places, which say nothing about the model."""
         return {
             "workers": self.workers,
-            "teacher_share": self.teacher_share if self.teacher else 0.0,
+            "teacher_share": self.teacher_shares,
             "dataset": {
                 key: value for key, value in dataclasses.asdict(self.data).items() if key not in ("dataset", "ferplus", *STORE_OPTIONS)
             }

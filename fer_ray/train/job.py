@@ -77,7 +77,7 @@ def train_bundle(config: TrainConfig, progress: Progress | None = None) -> dict[
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same training for processes with another working directory."""
     start = absolute(bundle.resolve(config.start_from), "bundle to start from") if config.start_from else ""
-    teacher = absolute(bundle.resolve(config.teacher), "teacher") if config.teacher else ""
+    teacher = tuple(absolute(bundle.resolve(name), "teacher") for name in config.teacher)
     weights = config.weights if config.weights in (IMAGENET, NO_WEIGHTS) else os.path.abspath(config.weights)
     return replace(config, data=with_absolute_paths(config.data), start_from=start, teacher=teacher, weights=weights)
 
@@ -106,7 +106,7 @@ def _same_request(stored: str, config: TrainConfig) -> bool:
     """Whether a training was begun with these settings; those that did not exist then had their defaults."""
     asked, begun = json.loads(_request(config)), json.loads(stored)
     augmentation = {**asdict(AugmentationConfig()), **begun["augmentation"]}
-    return bool(asked == {"teacher_share": 0.0, **begun, "augmentation": augmentation})
+    return bool(asked == {"teacher_share": [], **begun, "augmentation": augmentation})
 
 
 def check_places(config: TrainConfig, output: Path, work: Path) -> None:
@@ -144,8 +144,8 @@ def check_dataset(config: TrainConfig, remedy: str = "lower --batch-size") -> No
     model, settings = config.recipe.model, config.recipe.optimization
     data = load_training_data(config)
     check_size(model, classes=len(data.classes))
-    if config.teacher:
-        with loaded_teacher(config, data.classes):
+    for teacher in config.teacher:
+        with loaded_teacher(config, teacher, data.classes):
             pass  # one that does not fit is refused here
     for finding in data.findings:
         LOGGER.info("note: %s", sanitize(finding))

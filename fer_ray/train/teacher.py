@@ -1,4 +1,4 @@
-"""Targets that a teacher has a share in: what a trained model answers for the clean images (Hinton et al. 2015, arXiv 1503.02531)."""
+"""Targets that teachers have a share in: what trained models answer for the clean images (Hinton et al. 2015, arXiv 1503.02531)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fer_ray.config.dataset import TRAIN
 from fer_ray.config.train import TrainConfig
 from fer_ray.data.dataset import Dataset
 from fer_ray.errors import UsageError
@@ -17,27 +18,32 @@ from fer_ray.models.bundle import Bundle
 from fer_ray.models.onnx_network import OnnxNetwork
 
 
-def with_teacher(data: Dataset, config: TrainConfig) -> Dataset:
-    """The data set with training targets of which `config.teacher_share` are the teacher's calibrated probabilities.
+def with_teachers(data: Dataset, config: TrainConfig) -> Dataset:
+    """The data set with training targets of which each teacher's calibrated probabilities have their share.
+
+    A class that a teacher does not know is one that it never answers.
 
     Raises:
-        UsageError: the teacher has other classes, or sees other images.
-        BundleError: it cannot be read.
+        UsageError: a teacher knows other classes than the data set, or sees other images.
+        BundleError: one cannot be read.
     """
-    with loaded_teacher(config, data.classes) as teacher:
-        share, images = np.float32(config.teacher_share), data.train.images
-        targets = data.train.targets * (1 - share) + share * teacher.probabilities(images).astype(np.float32)
-    return replace(data, splits={**data.splits, "train": replace(data.train, targets=targets)})
+    images = data.train.images
+    targets = data.train.targets * np.float32(1 - sum(config.teacher_shares))
+    for name, share in zip(config.teacher, config.teacher_shares, strict=True):
+        with loaded_teacher(config, name, data.classes) as teacher:
+            columns = [data.classes.index(emotion) for emotion in teacher.classes]
+            targets[:, columns] += share * teacher.probabilities(images).astype(np.float32)
+    return replace(data, splits={**data.splits, TRAIN: replace(data.train, targets=targets)})
 
 
 @contextmanager
-def loaded_teacher(config: TrainConfig, classes: tuple[str, ...]) -> Iterator[Bundle[OnnxNetwork]]:
-    """The teacher of a training on these classes, for as long as its copy is kept."""
-    with bundle.local_copy(Storage.of(config.data), config.teacher) as folder:
+def loaded_teacher(config: TrainConfig, name: str, classes: tuple[str, ...]) -> Iterator[Bundle[OnnxNetwork]]:
+    """A teacher of a training on these classes, for as long as its copy is kept."""
+    with bundle.local_copy(Storage.of(config.data), name) as folder:
         teacher, model = bundle.load(folder), config.recipe.model
-        if teacher.classes != classes:
-            raise UsageError(f"The teacher {config.teacher} knows {', '.join(teacher.classes)}, the data set {', '.join(classes)}.")
+        if not set(teacher.classes) <= set(classes):
+            raise UsageError(f"The teacher {name} knows {', '.join(teacher.classes)}, the data set only {', '.join(classes)}.")
         if (teacher.image_size, teacher.color) != (model.image_size, model.color):
             size = f"{teacher.image_size} pixels, {teacher.color}, not {model.image_size} pixels, {model.color}"
-            raise UsageError(f"The teacher {config.teacher} sees images of {size}: train with those, or take another teacher.")
+            raise UsageError(f"The teacher {name} sees images of {size}: train with those, or take another teacher.")
         yield teacher

@@ -23,7 +23,7 @@ from fer_ray.train.collective import CollectiveWorkers
 from fer_ray.train.loop import make_network, train_epochs
 from fer_ray.train.recorder import Recorder
 from fer_ray.train.strategy import SingleWorker, Workers
-from fer_ray.train.teacher import with_teacher
+from fer_ray.train.teacher import with_teachers
 
 if TYPE_CHECKING:
     import keras
@@ -105,7 +105,7 @@ def load_training_data(config: TrainConfig) -> Dataset:
 def train_as(workers: Workers, run: TrainingRun, data: Dataset, start: str, report: Report) -> None:
     """Train as one of the workers, from the checkpoint `start` where there is one, and report every epoch."""
     network, lineage = initial_network(run.config, data)
-    data = with_teacher(data, run.config) if run.config.teacher else data
+    data = with_teachers(data, run.config) if run.config.teacher else data
     cost = {COST: multiply_adds(network)}
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch:
         recorder = Recorder(Path(scratch), data, run.config, lineage, Path(run.storage) if workers.rank == 0 else None)

@@ -31,7 +31,7 @@ from fer_ray.train import trainer
 from fer_ray.train.job import check_places, train
 from fer_ray.train.recorder import TENSORBOARD_FOLDER
 from fer_ray.train.strategy import SingleWorker
-from fer_ray.train.teacher import with_teacher
+from fer_ray.train.teacher import with_teachers
 from fer_ray.train.worker import TrainingRun, initial_network, train_as
 
 ROOT = Path(__file__).parents[2]
@@ -181,7 +181,9 @@ def test_a_training_that_version_0_1_began_resumes_after_its_last_epoch(drawn_fa
         ({"output": "s3://bucket/model"}, "a folder that all machines see"),
         ({"resume": True}, "no training into .* to resume"),
         ({"start_from": "/nowhere"}, "missing"),
-        ({"teacher": "ferplus"}, "The teacher .*ferplus knows angry, .*, the data set happy, sad"),
+        ({"teacher": ("ferplus",)}, "The teacher .*ferplus knows angry, .*, the data set only happy, sad"),
+        ({"teacher": ("ferplus",), "teacher_share": (0.7, 0.2)}, "one share for each teacher"),
+        ({"teacher": ("ferplus", "fer2013"), "teacher_share": (0.7, 0.4)}, "1 at most in all"),
         ({"model": ModelConfig(architecture="vgg16", image_size=32), "weights": "/nowhere"}, "give --weights FILE or none"),
     ],
 )
@@ -196,16 +198,20 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_teacher_has_its_share_in_the_targets_of_training_alone() -> None:
-    teacher = bundle.load(bundle.resolve("ferplus"))
+def test_teachers_have_their_shares_in_the_targets_of_training_alone() -> None:
+    names = (bundle.resolve("ferplus"), bundle.resolve("fer2013"))
+    eight, seven = (bundle.load(name) for name in names)
     images = np.random.default_rng(0).integers(0, 256, (6, 48, 48), np.uint8)
     split = Split(images, np.arange(6), np.eye(8, dtype=np.float32)[:6], tuple("abcdef"))
-    config = TrainConfig("model", teacher=bundle.resolve("ferplus"), teacher_share=0.25, data=DatasetConfig("faces"))
-    taught = with_teacher(Dataset(teacher.classes, {"train": split, "validation": split}, ""), config)
-    assert taught.train.targets == pytest.approx(0.75 * split.targets + 0.25 * teacher.probabilities(images), abs=1e-6)
+    config = TrainConfig("model", teacher=names, teacher_share=(0.25, 0.1), data=DatasetConfig("faces"))
+    taught = with_teachers(Dataset(eight.classes, {"train": split, "validation": split}, ""), config)
+    others = np.insert(seven.probabilities(images), eight.classes.index("contempt"), 0, axis=1)
+    assert taught.train.targets == pytest.approx(0.65 * split.targets + 0.25 * eight.probabilities(images) + 0.1 * others, abs=1e-6)
     assert taught.validation is split
+    assert dataclasses.replace(config, teacher_share=()).teacher_shares == (0.25, 0.25)
+    large = dataclasses.replace(config, recipe=Recipe(ModelConfig(image_size=64)))
     with pytest.raises(UsageError, match="sees images of 48 pixels, gray, not 64 pixels, gray"):
-        with_teacher(Dataset(teacher.classes, {}, ""), dataclasses.replace(config, recipe=Recipe(ModelConfig(image_size=64))))
+        with_teachers(Dataset(eight.classes, {"train": split}, ""), large)
 
 
 def test_a_training_that_ran_out_of_memory_says_so_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
