@@ -54,7 +54,7 @@ class ImageEntry:
 
 COLD_CLASSES = ("GLACIER", "DEEP_ARCHIVE")  # storage classes of S3 whose objects must be restored before they can be read
 FIRST_YEAR, LAST_YEAR = 1678, 2261  # whole years that every reader of the tables can hold, those that count nanoseconds too
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: what came with release 0.2, each of its columns nullable
 ENTRIES_PER_BATCH = 8192
 # Names that are taken for images in data sets and tar archives; what is given as an input of `label` is tried whatever its name.
 IMAGE_SUFFIXES = frozenset(
@@ -102,16 +102,23 @@ def _optional(name: str, kind: pa.DataType, meaning: str = "") -> pa.Field:
     return _required(name, kind, meaning).with_nullable(True)
 
 
+def _since_2(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    """A column that rows of schema version 1 do not have: it reads as null there."""
+    return pa.field(name, kind, metadata={"comment": meaning, "since": "2"})
+
+
 _VERSIONS = [
     _required("model_version", pa.string(), "the model, named after a hash of its weights and metadata"),
     _required("detector_version", pa.string(), "the face detector with the settings that change what it finds"),
 ]
 _SCHEMA_VERSION_FIELD = _required("schema_version", pa.int32(), "version of these columns, raised when one is added")
+_MODEL_NAME = _since_2("model_name", pa.string(), "the name that the model was asked for by, such as ferplus, or of its folder")
 _PROVENANCE = [
     *_VERSIONS,
     _required("run_id", pa.string(), "the run that wrote the row, as in runs"),
     _required("labeled_at", _TIMESTAMP, "when the image was labeled"),
     _SCHEMA_VERSION_FIELD,
+    _MODEL_NAME,
 ]
 
 LISTING = pa.schema(
@@ -147,6 +154,12 @@ _FACE_FIELDS = [
         for emotion in EMOTIONS
     ),
 ]
+# What version 2 added stands last in its table: whoever reads columns by their place finds the old ones where they were.
+_FACE_FIELDS_2 = [
+    _since_2("yaw", pa.float32(), "degrees that the head is turned, above 0 towards the right edge of the image, from the landmarks"),
+    _since_2("pitch", pa.float32(), "degrees that the head is raised, below 0 where it is bowed, from the landmarks"),
+    _since_2("roll", pa.float32(), "degrees that the head is tilted clockwise in the image, from the landmarks"),
+]
 
 _IDENTITY = [
     _required("image_uri", pa.string(), "where the image was read from, an image inside a tar or zip as archive.tar#name"),
@@ -165,10 +178,21 @@ _IMAGE_FIELDS = [
     _optional("etag", pa.string(), "the object store's etag, null for files"),
     _optional("content_sha256", pa.string(), "SHA-256 of the file's bytes in hex, null when they were not read"),
 ]
+_IMAGE_FIELDS_2 = [
+    _since_2("format", pa.string(), "JPEG, PNG, HEIF, RAW and so on, by the bytes and whatever the name says; null when not known"),
+    _since_2("relative_path", pa.string(), "the path below the input, the same wherever the input is mounted"),
+    _since_2("folder", pa.string(), "the folder of relative_path, empty for images that lie in the input itself"),
+    _since_2("taken_at", pa.timestamp("us"), "when the picture was taken by the clock of its camera (EXIF, XMP), never the file's time"),
+    _since_2("taken_offset_minutes", pa.int32(), "minutes that this clock was ahead of UTC, null when the camera did not record it"),
+    _since_2("camera_make", pa.string(), "maker of the camera as recorded"),
+    _since_2("camera_model", pa.string(), "model of the camera as recorded"),
+    _since_2("latitude", pa.float64(), "degrees north of the equator where it was taken; null unless asked for with --location"),
+    _since_2("longitude", pa.float64(), "degrees east of Greenwich; null unless asked for with --location"),
+]
 
-IMAGES = pa.schema([*_IMAGE_FIELDS, *_PROVENANCE])
-FACES = pa.schema([*_IDENTITY, *_FACE_FIELDS, *_PROVENANCE])
-FACE_STRUCT = pa.struct(_FACE_FIELDS)
+IMAGES = pa.schema([*_IMAGE_FIELDS, *_PROVENANCE, *_IMAGE_FIELDS_2])
+FACES = pa.schema([*_IDENTITY, *_FACE_FIELDS, *_PROVENANCE, *_FACE_FIELDS_2])
+FACE_STRUCT = pa.struct([*_FACE_FIELDS, *_FACE_FIELDS_2])
 STAGING = pa.schema([_required("row_number", pa.int64()), *IMAGES, _required("faces", pa.list_(FACE_STRUCT))])
 
 _IMAGE_COUNTS = {
@@ -201,6 +225,10 @@ RUNS = pa.schema(
         _required("gpu_count", pa.int32(), "GPUs of the cluster"),
         _required("top_errors_json", pa.string(), "the commonest errors with their counts, JSON"),
         _SCHEMA_VERSION_FIELD,
+        _MODEL_NAME,
+        _since_2("latest_model_version", pa.string(), "the model that images_latest and faces_latest show from this run on"),
+        _since_2("images_gone", pa.int64(), "images that earlier runs labeled and that this listing lacks; null when it was not complete"),
+        _since_2("error_share", pa.float32(), "share of the images that failed, of those that were tried, 0 to 1"),
     ]
 )
 
@@ -243,6 +271,24 @@ def _batch(columns: dict[str, list[Any]]) -> pa.RecordBatch:
 def image_id(image_uri: str) -> str:
     """The join key of `images` and `faces`: the first 16 bytes of SHA-256 over the URI, in hex."""
     return hashlib.sha256(image_uri.encode()).hexdigest()[:32]
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the columns of the schema in their order: null in those that an older version did not have.
+
+    Raises:
+        KeyError: it lacks a column that is never null.
+    """
+    columns = [
+        pa.nulls(len(table), field.type) if field.nullable and field.name not in table.column_names else table[field.name].cast(field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def since(field: pa.Field) -> int:
+    """The schema version that a column of `IMAGES`, `FACES` or `RUNS` came with."""
+    return int(field.metadata.get(b"since", b"1"))
 
 
 def meaning_of(field: pa.Field) -> str:

@@ -102,6 +102,7 @@ def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float
         "gpu_count": int(resources.get("GPU", 0)),
         "top_errors_json": json.dumps(_top_errors(counts)),
         "schema_version": SCHEMA_VERSION,
+        "model_name": run.model_name,
     }
 
 

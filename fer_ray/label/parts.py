@@ -31,7 +31,7 @@ from fer_ray.label.run import Run
 from fer_ray.models import bundle
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.onnx_network import OnnxNetwork
-from fer_ray.schema import SCHEMA_VERSION, STAGING, ImageEntry, image_id
+from fer_ray.schema import SCHEMA_VERSION, STAGING, ImageEntry, conform, image_id
 from fer_ray.vision.sandbox import SLOW_SECONDS, SandboxLimits, TimeBudget, sift
 
 MAX_STARTS = 8  # of a part: where so many processes died, the sandbox does not help either
@@ -117,6 +117,7 @@ class PartLabeler:
             "model_version": self.run.model_version,
             "detector_version": self.run.config.labeling.detector_version,
             "run_id": self.run.run_id,
+            "model_name": self.run.model_name,
         }
         with pa.BufferOutputStream() as buffer:
             table = staging_table(manifest, list(self._label_rows(manifest, tally, starts)), provenance)
@@ -196,7 +197,7 @@ def count(images: Sequence[LabeledImage]) -> dict[str, int]:
 def staging_table(manifest: pa.Table, images: Sequence[LabeledImage], provenance: Mapping[str, str]) -> pa.Table:
     """Join rows of the manifest with what became of their images, column by column: rows of dicts would cost more than detection.
 
-    `provenance` holds model_version, detector_version and run_id.
+    `provenance` holds model_version, detector_version, run_id and model_name.
     """
     sizes = [listed if image.size_bytes is None else image.size_bytes for listed, image in zip(_listed(manifest), images, strict=True)]
     columns: dict[str, Any] = {
@@ -209,7 +210,7 @@ def staging_table(manifest: pa.Table, images: Sequence[LabeledImage], provenance
         "schema_version": [SCHEMA_VERSION] * len(images),
         "faces": nested_faces(images),
     }
-    return pa.table([_array(columns[field.name], field.type) for field in STAGING], schema=STAGING)
+    return conform(pa.table({name: _array(values, STAGING.field(name).type) for name, values in columns.items()}), STAGING)
 
 
 def _listed(manifest: pa.Table) -> list[int | None]:

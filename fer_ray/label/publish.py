@@ -20,7 +20,7 @@ from fer_ray.label.incremental import run_places
 from fer_ray.label.plan import Part, Plan, open_manifest, read_parts, remove_work, staged_file
 from fer_ray.label.run import Run
 from fer_ray.label.views import write_views
-from fer_ray.schema import FACES, IMAGES, RUNS
+from fer_ray.schema import FACES, IMAGES, RUNS, conform
 
 ROWS_PER_GROUP = 100_000
 TOP_ERRORS = 5  # sentences in the summary of a run
@@ -67,7 +67,7 @@ def write_tables(run: Run, plan: Plan, parts: Sequence[Part]) -> Counter[str]:
         with _writer(paths[0], IMAGES) as image_writer, _writer(paths[1], FACES) as face_writer:
             for rows in _verified(run, plan, parts):
                 faces = _flat_faces(rows)
-                image_writer.write_table(rows.select(IMAGES.names).cast(IMAGES), ROWS_PER_GROUP)
+                image_writer.write_table(conform(rows, IMAGES), ROWS_PER_GROUP)
                 face_writer.write_table(faces, ROWS_PER_GROUP)
                 _count(counts, rows, faces)
     errors = Counter({key: n for key, n in counts.items() if key.startswith("error:")})
@@ -172,8 +172,8 @@ def _flat_faces(rows: pa.Table) -> pa.Table:
     faces = combined.column("faces")
     parents = combined.drop_columns(["faces"]).take(pc.list_parent_indices(faces))
     flat = pc.list_flatten(faces)
-    columns = [parents[name] if name in parents.column_names else pc.struct_field(flat, name) for name in FACES.names]
-    return pa.table(columns, names=FACES.names).cast(FACES)
+    own = {field.name: pc.struct_field(flat, field.name) for field in flat.type}
+    return conform(pa.table({name: parents[name] for name in parents.column_names if name not in own} | own), FACES)
 
 
 def _count(counts: Counter[str], rows: pa.Table, faces: pa.Table) -> None:

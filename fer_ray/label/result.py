@@ -178,4 +178,5 @@ def face_structs(images: Sequence[LabeledImage]) -> pa.StructArray:
         **{f"prob_{emotion}": [face.probabilities.get(emotion) for face in faces] for emotion in EMOTIONS},
     }
     fields = list(FACE_STRUCT)
-    return pa.StructArray.from_arrays([pa.array(columns[field.name], field.type) for field in fields], fields=fields)
+    nothing = [None] * len(faces)
+    return pa.StructArray.from_arrays([pa.array(columns.get(field.name, nothing), field.type) for field in fields], fields=fields)

@@ -23,6 +23,7 @@ from fer_ray.io.inputs import check_inputs
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.label.plan import PLAN_FILE, Plan, read_plan
 from fer_ray.models import bundle
+from fer_ray.schema import RUNS
 from fer_ray.text import sanitize
 
 
@@ -51,6 +52,11 @@ class Run:
             "all": self.config.all,
             **dataclasses.asdict(self.config.labeling),
         }
+
+    @property
+    def model_name(self) -> str:
+        """What people call the model: the name of its folder, which for a bundled one is the name it is asked for by."""
+        return PurePosixPath(self.model).name
 
     @property
     def input_uri(self) -> str:
@@ -169,5 +175,6 @@ def _recorded(run: Run) -> tuple[dict[str, Any] | None, datetime.date | None]:
 
 
 def read_run(run: Run) -> dict[str, Any]:
-    """The row of a published run."""
-    return dict(pq.read_table(pa.BufferReader(run.storage.read(run.commit_file))).to_pylist()[0])
+    """The row of a published run; None in the columns that its schema version did not have."""
+    row: dict[str, Any] = pq.read_table(pa.BufferReader(run.storage.read(run.commit_file))).to_pylist()[0]
+    return dict.fromkeys(RUNS.names) | row

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import sqlglot
+from documents import read_as_documented
 from fsspec.implementations.local import LocalFileSystem
 from rayless import label_without_ray
 from run_tables import run_row
@@ -362,15 +363,8 @@ def test_the_example_queries_tell_the_truth_in_duckdb_and_in_athena(archive: Arc
 
 
 def test_pandas_polars_and_pyarrow_read_the_committed_rows_as_the_document_says(archive: Archive) -> None:
-    block = next(code for code in re.findall(r"```python\n(.*?)```", tables_document(), re.DOTALL) if "# polars" in code)
-    _, *parts = re.split(r"^# (\w+)\n", block, flags=re.MULTILINE)
-    snippets = dict(zip(parts[::2], parts[1::2], strict=True))
-    del snippets["Spark"]  # not among the test's packages
     expected = sorted((row["image_uri"], row["run_id"]) for row in committed_rows(archive, "images"))
-    assert len(snippets) == 3
-    for code in snippets.values():
-        names: dict[str, Any] = {"output": str(archive.output)}
-        exec(code, names)
+    for names in read_as_documented(archive.output):
         images = names["images"]
         assert len(names["runs"]) == 4
         assert sorted(zip(list(map(str, images["image_uri"])), map(str, images["run_id"]), strict=True)) == expected

@@ -7,6 +7,9 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from tables_page import tables_document
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,3 +48,18 @@ def jobs_of(line: str) -> Iterator[tuple[str, list[str]]]:
     for match in re.finditer(r"(?:\bfer-ray |python jobs/)([a-z_]+)(?:\.py)?((?: .*)?)$", line):
         arguments = re.split(r" (?:>>|2>&1|\||&&|<)", match[2])[0]
         yield match[1], shlex.split(arguments)
+
+
+def read_as_documented(output: Path) -> list[dict[str, Any]]:
+    """The names that the examples of docs/tables.md for pandas, polars and pyarrow leave: `runs` and `images` among them."""
+    block = next(code for code in re.findall(r"```python\n(.*?)```", tables_document(), re.DOTALL) if "# polars" in code)
+    _, *parts = re.split(r"^# (\w+)\n", block, flags=re.MULTILINE)
+    snippets = dict(zip(parts[::2], parts[1::2], strict=True))
+    del snippets["Spark"]  # not among the test's packages
+    assert len(snippets) == 3
+    answers = []
+    for code in snippets.values():
+        names: dict[str, Any] = {"output": str(output)}
+        exec(code, names)
+        answers.append(names)
+    return answers

@@ -12,7 +12,7 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fer_ray.io.storage import S3, Storage, join
-from fer_ray.schema import FACES, IMAGES, RUNS
+from fer_ray.schema import FACES, IMAGES, RUNS, since
 
 UNKNOWN_ADDRESS = "s3://BUCKET/PREFIX"
 NO_RUN_DATE = "2020-01-01"
@@ -22,9 +22,12 @@ _ATHENA_TYPES = {
     pa.int32(): "int",
     pa.int64(): "bigint",
     pa.float32(): "float",
+    pa.float64(): "double",
     pa.date32(): "date",
+    pa.timestamp("us"): "timestamp",
     pa.timestamp("us", tz="UTC"): "timestamp",
 }
+_DUCKDB_TYPES = {"string": "VARCHAR", "timestamp": "TIMESTAMP"}  # the others have the same name
 
 
 def write_views(storage: Storage, output: str) -> None:
@@ -56,8 +59,8 @@ def _place(output: str) -> str:
 def duckdb_views(output: str, s3_endpoint: str = "") -> str:
     """A script for DuckDB that makes the views `runs`, `images`, `faces`, `images_latest` and `faces_latest`.
 
-    It works from any directory; in a copy of the output, from inside of the copy. run_date comes from `runs`: a folder above the
-    output may look like a partition as well.
+    Files of every schema version are read: columns that none of them has are null. It works from any directory; in a copy of the
+    output, from inside of the copy. run_date comes from `runs`: a folder above the output may look like a partition as well.
     """
     store = urlsplit(s3_endpoint)
     endpoint = (
@@ -71,8 +74,11 @@ def duckdb_views(output: str, s3_endpoint: str = "") -> str:
         place=_place(output),
         output=_quoted(literal),
         run_columns=_wrapped(RUNS.names),
-        image_columns=_wrapped([f"files.{name}" for name in IMAGES.names]),
-        face_columns=_wrapped([f"files.{name}" for name in FACES.names]),
+        image_columns=_selected(IMAGES),
+        face_columns=_selected(FACES),
+        added_to_runs=_added(RUNS),
+        added_to_images=_added(IMAGES),
+        added_to_faces=_added(FACES),
     )
 
 
@@ -92,11 +98,11 @@ def athena_views(output: str, first_date: str = NO_RUN_DATE) -> str:
         runs=_quoted_for_hive(join(address, "runs", "")),
         images=_quoted_for_hive(join(address, "images", "")),
         faces=_quoted_for_hive(join(address, "faces", "")),
-        run_columns=_typed(RUNS),
+        run_types=_typed(RUNS),
         image_types=_typed(IMAGES),
         face_types=_typed(FACES),
-        image_columns=_wrapped([f"files.{name}" for name in IMAGES.names]),
-        face_columns=_wrapped([f"files.{name}" for name in FACES.names]),
+        image_columns=_selected(IMAGES),
+        face_columns=_selected(FACES),
     )
 
 
@@ -120,6 +126,18 @@ def _first_run_date(storage: Storage, output: str) -> str:
 
 def _typed(schema: pa.Schema) -> str:
     return _listed(f"{field.name} {_ATHENA_TYPES[field.type]}" for field in schema)
+
+
+def _selected(schema: pa.Schema) -> str:
+    """The columns of a view; where there is no name of a model yet, its version is one."""
+    named = {"model_name": "coalesce(files.model_name, files.model_version) AS model_name"}
+    return _wrapped(named.get(name, f"files.{name}") for name in schema.names)
+
+
+def _added(schema: pa.Schema) -> str:
+    """Columns of no rows, for those that files of schema version 1 lack: were there no others, the view would not know them."""
+    kinds = {field.name: _ATHENA_TYPES[field.type] for field in schema if since(field) > 1}
+    return _wrapped(f"NULL::{_DUCKDB_TYPES.get(kind, kind.upper())} AS {name}" for name, kind in kinds.items())
 
 
 def _listed(items: Iterable[str]) -> str:
