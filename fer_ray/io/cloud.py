@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 GS = "gs://"
 AZ = "az://"
 KEYS_PER_CHUNK = 1000
-RETRIES: RetryConfig = {  # of one request: about a minute, as in S3
+READ_SECONDS = 30  # for the head of an answer, and between two pieces of its body
+RETRIES: RetryConfig = {  # of one request; one that is not answered is not tried again, since each try costs as long
     "max_retries": 7,
     "backoff": {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=20), "base": 4},
-    "retry_timeout": timedelta(minutes=3),
+    "retry_timeout": timedelta(seconds=READ_SECONDS),
 }
 
 _CLIENT: ClientConfig = {
     "connect_timeout": timedelta(seconds=10),
-    "read_timeout": timedelta(seconds=30),
+    "read_timeout": timedelta(seconds=READ_SECONDS),
     "timeout": timedelta(days=1),
 }
 _ADDRESS = re.compile(r"(gs://|az://)([A-Za-z0-9$][A-Za-z0-9._-]{1,221})(?:/(.*))?", re.DOTALL)

@@ -6,10 +6,11 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from http.client import HTTPException
+from typing import Any
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, ProtocolError
 
 from fer_ray.errors import SlowError, TooLargeError
@@ -70,32 +71,27 @@ def chunks_of(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
         raise broken_off if isinstance(broken_off, HTTPError) else error from None
 
 
-class _HTTPConnection(HTTPConnection):
-    """A connection that is ended where the head of an answer has not come in time; timeouts of sockets are for single bytes."""
+class _EndsSlowHeads:
+    """For connections: one is ended where the head of an answer has not come in time; timeouts of sockets are for single bytes."""
 
-    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]  # as urllib3 itself overrides it
-        giving_up = threading.Timer(SECONDS, self.sock.shutdown, [socket.SHUT_RDWR])
+    def getresponse(self) -> Any:
+        started, giving_up = time.monotonic(), threading.Timer(SECONDS, self.sock.shutdown, [socket.SHUT_RDWR])  # type: ignore[attr-defined]
         giving_up.daemon = True
         giving_up.start()
         try:
-            return super().getresponse()
+            return super().getresponse()  # type: ignore[misc]
+        except (HTTPException, OSError) as error:
+            if time.monotonic() - started >= SECONDS:
+                raise TimeoutError("no whole head in time") from error
+            raise
         finally:
             giving_up.cancel()
 
 
-class _HTTPSConnection(_HTTPConnection, HTTPSConnection):
-    pass
+def end_slow_heads(pools: Mapping[str, type[Any]]) -> dict[str, type[Any]]:
+    """The same pools of connections of urllib3, by scheme; what takes too long before its body is a timeout there."""
 
+    def ending(pool: type[Any]) -> type[Any]:
+        return type(pool.__name__, (pool,), {"ConnectionCls": type(pool.ConnectionCls.__name__, (_EndsSlowHeads, pool.ConnectionCls), {})})
 
-class _HTTPPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _HTTPConnection
-
-
-class _HTTPSPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _HTTPSConnection
-
-
-def end_slow_heads(manager: urllib3.PoolManager) -> urllib3.PoolManager:
-    """The same manager; its connections end where an answer begins too slowly."""
-    manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
-    return manager
+    return {scheme: ending(pool) for scheme, pool in pools.items()}

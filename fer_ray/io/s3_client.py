@@ -26,6 +26,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from fer_ray.errors import AccessError, ChangedError, DeniedError, OutageError, StorageError, UsageError
+from fer_ray.io.pace import end_slow_heads
 
 logger = logging.getLogger(__name__)
 
@@ -70,21 +71,24 @@ _EXISTS = {"409", "412", "ConditionalRequestConflict", "PreconditionFailed"}
 
 
 class _NoContactError(Exception):
-    """Nobody has ever answered; the reason is its cause."""
+    """Nobody has answered; the reason is its cause."""
 
 
 class _Contact:
     """Ends the tries early while the store has never answered this process: then its address is wrong rather than the store down.
 
-    A worker of a run tries on from the start, since the driver had an answer before it.
+    A worker of a run tries on from the start, since the driver had an answer before it. A GET that is not answered is not tried
+    again: whoever reads images finds out whose fault it is, and each try costs the time of one silence.
     """
 
     def __init__(self) -> None:
         self.made = False
 
-    def __call__(self, attempts: int, response: object, caught_exception: Exception | None, **_: object) -> None:
+    def __call__(self, attempts: int, response: object, caught_exception: Exception | None, operation: Any, **_: object) -> None:
         if response is not None:
             self.made = True
+        if operation.name == "GetObject" and isinstance(caught_exception, botocore.exceptions.ReadTimeoutError):
+            raise _NoContactError from caught_exception
         if self.made or not isinstance(caught_exception, _UNCONNECTED) or _ray_is_at_work():
             return
         if attempts >= FIRST_ATTEMPTS or isinstance(caught_exception, _SILENT):
@@ -171,6 +175,8 @@ def _connect(endpoint: str, signed: bool, requester_pays: bool, express: bool) -
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise UsageError(f"The S3 client cannot be set up ({type(error).__name__}): check the AWS profile and the endpoint.") from error
     client.meta.events.register_first("needs-retry.s3", _Contact())
+    pools = client._endpoint.http_session._pool_classes_by_scheme  # botocore has no door to its connections
+    pools.update(end_slow_heads(pools))
     if requester_pays:
         client.meta.events.register("before-call.s3", _say_who_pays)
     return Connection(session, client, signed, requester_pays)

@@ -23,6 +23,7 @@ from botocore.httpsession import URLLib3Session
 from botocore.utils import get_environ_proxies
 
 from fer_ray.errors import OutageError
+from fer_ray.io.pace import end_slow_heads
 from fer_ray.io.s3_client import CONNECT_SECONDS, READ_SECONDS, SCHEME, Connection
 from fer_ray.schema import COLD_CLASSES
 
@@ -89,6 +90,7 @@ class _FastPages:
             proxies=get_environ_proxies(self._address),
             timeout=(CONNECT_SECONDS, READ_SECONDS),
         )
+        self._http._pool_classes_by_scheme.update(end_slow_heads(self._http._pool_classes_by_scheme))
 
     def ask(self, token: str) -> Page | None:
         """A page and the token of the next one; None where boto3 has to be asked."""

@@ -226,11 +226,14 @@ def _pool(proxy: str | None) -> urllib3.PoolManager:
     """One a process, which threads share."""
     timeout, headers = Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS), {"User-Agent": "fer-ray", "Accept-Encoding": "identity"}
     if proxy is None:
-        return end_slow_heads(urllib3.PoolManager(SERVERS, headers, timeout=timeout, maxsize=CONNECTIONS))
-    login = urllib.parse.urlsplit(proxy)
-    name = urllib.parse.unquote(f"{login.username}:{login.password}") if login.username else None
-    asked = urllib3.make_headers(proxy_basic_auth=name)
-    return end_slow_heads(urllib3.ProxyManager(proxy, SERVERS, headers, proxy_headers=asked, timeout=timeout, maxsize=CONNECTIONS))
+        pool = urllib3.PoolManager(SERVERS, headers, timeout=timeout, maxsize=CONNECTIONS)
+    else:
+        login = urllib.parse.urlsplit(proxy)
+        name = urllib.parse.unquote(f"{login.username}:{login.password}") if login.username else None
+        asked = urllib3.make_headers(proxy_basic_auth=name)
+        pool = urllib3.ProxyManager(proxy, SERVERS, headers, proxy_headers=asked, timeout=timeout, maxsize=CONNECTIONS)
+    pool.pool_classes_by_scheme = end_slow_heads(pool.pool_classes_by_scheme)
+    return pool
 
 
 def _time(text: str | None) -> datetime | None:
