@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -22,6 +23,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
+import psutil
+
 from fer_ray.errors import FerRayError, StorageError
 from fer_ray.label.parts import FetchingLabeler, PartLabeler, count
 from fer_ray.label.plan import Part, Plan, unfinished
@@ -30,7 +33,8 @@ from fer_ray.label.run import Run
 
 FEW_IMAGES = 32_000  # 40 s of portraits or four minutes of photographs on two CPUs; Ray's own processes take 15 s of these
 MAX_STARTS = 4  # of a part: one that ends so many processes is left to Ray
-MAX_PROCESSES = 16  # each takes 0.3 GB
+MAX_PROCESSES = 16
+BYTES_PER_PROCESS = 700 << 20  # 0.35 GB, and as much again for the large ones among its images
 
 
 def are_few(run: Run, images: int) -> bool:
@@ -58,19 +62,22 @@ def label_few(run: Run, plan: Plan, parts: Sequence[Part], report_progress: Call
     counts: Counter[str] = Counter()
     begun: Counter[int] = Counter()  # how often each part was, by its first row
     images, first, last = sum(part.rows for part in parts), 0.0, 0.0
-    processes = min(run.config.workers or MAX_PROCESSES, MAX_PROCESSES, _cpus(), len(parts))
+    processes = max(1, min(run.config.workers or MAX_PROCESSES, MAX_PROCESSES, _cpus(), _memory_bytes() // BYTES_PER_PROCESS, len(parts)))
+    waiting, running = _shares(parts, processes), 0
     told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     with ExitStack() as started:
-        for share in _shares(parts, processes):
-            started.enter_context(_process((run, plan, share, begun), told))
-        while processes:
+        while waiting or running:
+            while waiting and running < processes:
+                started.enter_context(_process((run, plan, waiting.pop(), begun), told))
+                running += 1
             values = told.get()
             if "ended_with" in values:
+                running -= 1
                 rest = unfinished(run, plan, values["ended_with"])
                 if rest and 0 < begun[rest[0].first_row] < MAX_STARTS:  # it had come to this part, in their order
-                    started.enter_context(_process((run, plan, rest, begun), told))
-                else:
-                    processes -= 1
+                    waiting.append(rest)
+                if values["code"] == -signal.SIGKILL:  # so the system ends processes where memory is short: fewer go on
+                    processes = max(1, processes - 1)
                 continue
             if "begun" in values:
                 begun[values["begun"]] += 1
@@ -93,6 +100,14 @@ def _cpus() -> int:
     return cpus
 
 
+def _memory_bytes() -> int:
+    """The memory that is free for processes; a container often has less than its machine."""
+    free = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):
+        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return int(free)
+
+
 def _shares(parts: Sequence[Part], count: int) -> list[list[Part]]:
     """The parts divided so that each share has about as many images, in the order of their rows."""
     shares: list[list[Part]] = [[] for _ in range(count)]
@@ -106,7 +121,7 @@ def _process(work: tuple[Run, Plan, Sequence[Part], Counter[int]], told: queue.S
     """A process that does the work while the context lasts; what it tells goes into the queue, and its parts when it ended."""
     command = [sys.executable, "-m", "fer_ray.label.local"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        threading.Thread(target=_listen, args=(cast("IO[bytes]", process.stdout), work[2], told), daemon=True).start()
+        threading.Thread(target=_listen, args=(process, work[2], told), daemon=True).start()
         try:
             with suppress(BrokenPipeError):  # it may have died before it has read its work
                 pickle.dump(work, cast("IO[bytes]", process.stdin))
@@ -116,10 +131,10 @@ def _process(work: tuple[Run, Plan, Sequence[Part], Counter[int]], told: queue.S
             process.kill()
 
 
-def _listen(stdout: IO[bytes], parts: Sequence[Part], told: queue.SimpleQueue[dict[str, Any]]) -> None:
-    for line in stdout:
+def _listen(process: subprocess.Popen[bytes], parts: Sequence[Part], told: queue.SimpleQueue[dict[str, Any]]) -> None:
+    for line in cast("IO[bytes]", process.stdout):
         told.put(json.loads(line))
-    told.put({"ended_with": parts})
+    told.put({"ended_with": parts, "code": process.wait()})
 
 
 class _Lines:

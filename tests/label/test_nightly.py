@@ -191,6 +191,33 @@ def test_an_image_that_kills_its_decoder_is_a_row_and_not_the_end(photographs: d
     assert rows(tmp_path / "out", "SELECT count(*) FROM {faces}") == [(39,)]
 
 
+CROWDED = """
+import os, signal, sys
+if "fer_ray.label.local" in sys.orig_argv:
+    import cv2, psutil
+    real = cv2.imdecode
+    def imdecode(content, *arguments):
+        others = [process for process in psutil.Process().parent().children() if process.pid != os.getpid()]
+        if any("fer_ray.label.local" in process.cmdline() for process in others):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(content, *arguments)
+    cv2.imdecode = imdecode
+"""
+
+
+def test_processes_that_find_no_memory_beside_each_other_go_on_one_after_the_other(photographs: dict[str, Path], tmp_path: Path) -> None:
+    for folder in ("site", "in"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(CROWDED)
+    for number in range(130):
+        shutil.copy(photographs["grace_hopper"], tmp_path / "in" / f"{number:03d}.jpg")
+    process = job("--input", tmp_path / "in", "--output", tmp_path / "out", environment=with_site(tmp_path / "site"))
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, output + errors
+    assert "ended early" not in errors, "nothing was left to Ray"
+    assert rows(tmp_path / "out", "SELECT status, count(*) FROM {images} GROUP BY status") == [("ok", 130)]
+
+
 ALONE = """
 import sys
 class Refuse:

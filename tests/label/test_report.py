@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import itertools
+import os
 import re
 import shutil
 from pathlib import Path
@@ -17,18 +18,21 @@ from pages import Page
 from PIL import Image
 from rayless import label_without_ray
 from run_tables import write_run
+from sites import DEADLY, with_site
 from stores import S3Server
 
 from fer_ray.config.label import LabelConfig
 from fer_ray.io.storage import Storage
 from fer_ray.label.job import label
+from fer_ray.label.report import apart, picture, samples
 from fer_ray.label.report import summarize as counting
 from fer_ray.label.report.aggregates import RunAggregates, emotions_by_folder, read_earlier_runs
 from fer_ray.label.report.drift import _BY_CHANCE, MOVED, PSI_WATCH, WATCHED, measure_drift, stability_index
 from fer_ray.label.report.page import write_report
+from fer_ray.label.report.picture import TILE, draw_picture
 from fer_ray.label.report.summarize import summarize
 from fer_ray.label.report.summary import LABELS, OTHERS
-from fer_ray.label.run import Run
+from fer_ray.label.run import Run, identify, read_run
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 HOSTILE_FOLDER = "\"'><b onmouseover=window.hacked=1>"
@@ -91,6 +95,34 @@ def test_the_report_of_a_real_run_shows_faces_and_failures_and_strangers_names_a
     assert {(image.format, max(image.size) <= 96) for image in thumbnails} == {("JPEG", True)}
 
 
+@pytest.mark.parametrize("end", ["POISON", "SLEEPY", "HUNGRY"])
+def test_an_image_that_ends_holds_or_fills_its_decoder_costs_a_report_its_pictures_alone(
+    night: tuple[LabelConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Whoever wrote it may have waited until it was labeled."""
+    monkeypatch.setattr(samples, "SECONDS", 4.0)
+    monkeypatch.setattr(picture, "SECONDS", 4.0)
+    monkeypatch.setattr(apart, "MEMORY_BYTES", 1 << 30)
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    for name, value in with_site(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    run = dataclasses.replace(identify(night[0]), output=str(tmp_path / "tables"))
+    shutil.copytree(night[0].output, run.output)
+    hopper = Path(night[0].input[0]) / "plain" / "hopper.jpg"
+    before, content = hopper.stat(), hopper.read_bytes()
+    try:
+        hopper.write_bytes(content + end.encode())
+        os.utime(hopper, ns=(before.st_atime_ns, before.st_mtime_ns))
+        page = Page(Path(write_report(run, read_run(run))).read_text(encoding="utf-8"))
+        sheet = Image.open(draw_picture(run, 3))
+    finally:
+        hopper.write_bytes(content)
+        os.utime(hopper, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "apparent expressions" in page.text
+    assert sheet.width >= TILE
+    assert [tag for tag, _ in page.tags].count("img") <= 2, "the other photograph, twice, where it came first"
+
+
 def test_a_lost_report_is_written_by_the_next_start_and_trouble_with_it_does_not_fail_the_run(
     night: tuple[LabelConfig, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -139,12 +171,12 @@ def test_the_stability_index_is_the_one_of_the_books_and_too_few_faces_give_none
 def test_few_faces_that_differ_by_chance_are_no_drift() -> None:
     """Of 50 folders a night with 200 faces each, one in five would be above 0.1 without any cause."""
     generator = np.random.default_rng(5)
-    samples = [dict(zip(LABELS, generator.multinomial(200, EVEN).tolist(), strict=False)) for _ in range(1000)]
+    drawn = [dict(zip(LABELS, generator.multinomial(200, EVEN).tolist(), strict=False)) for _ in range(1000)]
     assert [scipy.special.chdtri(n, 0.001) for n in range(1, len(LABELS))] == pytest.approx(_BY_CHANCE, abs=5e-4)
-    drifts = [measure_drift(now, before) for now, before in itertools.pairwise(samples)]
+    drifts = [measure_drift(now, before) for now, before in itertools.pairwise(drawn)]
     assert sum((drift.index or 0) > PSI_WATCH for drift in drifts) > 100
     assert sum(bool(drift.level) for drift in drifts) <= 5
-    assert measure_drift(samples[0], {"happy": 400, "sad": 400}).level == MOVED
+    assert measure_drift(drawn[0], {"happy": 400, "sad": 400}).level == MOVED
     even, beyond_chance = {"happy": 115, "sad": 85}, {"happy": 82, "sad": 118}  # chi-squared with one degree: 10.88, above 10.83
     assert measure_drift(beyond_chance, even).level == WATCHED
     assert measure_drift({"happy": 83, "sad": 117}, even).level == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -13,27 +14,32 @@ from fer_ray.errors import ImageError, StorageError
 from fer_ray.io.inputs import read_image_named
 from fer_ray.io.storage import join
 from fer_ray.label.publish import table_file
+from fer_ray.label.report.apart import run_apart
 from fer_ray.label.run import Run
 from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
 from fer_ray.vision.draw import Box, draw_faces
 
 TILE = 480  # pixels of an image's square
+SECONDS = 60.0  # for all images together
 
 
 def draw_picture(run: Run, max_images: int) -> str:
     """Draw boxes and labels into a sheet of the first images that have faces; gives its address."""
-    tiles = []
-    for uri, rows in _first_faces(run, max_images).items():
+    tiles = list(run_apart(_draw_tiles, SECONDS, run, _first_faces(run, max_images)))
+    target = join(run.output, "reports", run.run_id, "faces.jpg")
+    run.storage.write(target, cv2.imencode(".jpg", _sheet(tiles))[1].tobytes())
+    return target
+
+
+def _draw_tiles(run: Run, faces: dict[str, list[dict[str, Any]]]) -> Iterator[UInt8Array]:
+    for uri, rows in faces.items():
         try:
             content = read_image_named(run.storage, uri, run.config.labeling.max_file_megabytes)
             decoded = decode(content, run.config.labeling.max_megapixels, TILE)
         except (ImageError, StorageError):
             continue  # it was there when it was labeled
-        tiles.append(_tile(decoded.pixels, decoded.scale, rows))
-    target = join(run.output, "reports", run.run_id, "faces.jpg")
-    run.storage.write(target, cv2.imencode(".jpg", _sheet(tiles))[1].tobytes())
-    return target
+        yield _tile(decoded.pixels, decoded.scale, rows)
 
 
 def _first_faces(run: Run, max_images: int) -> dict[str, list[dict[str, Any]]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import queue
-import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from fer_ray.io.archives import archive_of
 from fer_ray.io.inputs import read_image_named
+from fer_ray.label.report.apart import run_apart
 from fer_ray.label.run import Run
 from fer_ray.typing import UInt8Array
 from fer_ray.vision.decode import decode
@@ -43,42 +43,40 @@ def read_samples(run: Run, candidates: Mapping[str, Sequence[Mapping[str, Any]]]
     """For each group of rows of `faces` as many samples as are wanted, taken in their order.
 
     An image that is gone, changed since it was labeled, too large, or a copy of one that is shown, gives its place to the
-    next. After SECONDS, what is there is given; readers that hang are left behind.
+    next. What has come after SECONDS is given.
     """
-    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for group in candidates:
-        waiting.put(group)
     found: dict[str, list[FaceSample]] = {group: [] for group in candidates}
-    deadline = time.monotonic() + SECONDS
-
-    def work() -> None:
-        while time.monotonic() < deadline:
-            try:
-                group = waiting.get_nowait()
-            except queue.Empty:
-                return
-            _read_group(run, candidates[group], wanted[group], found[group], deadline)
-
-    readers = [threading.Thread(target=work, name=f"sample-{number}", daemon=True) for number in range(READERS)]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join(max(0.0, deadline - time.monotonic()))
-    return {group: list(samples) for group, samples in found.items()}
+    for group, sample in run_apart(_find_samples, SECONDS, run, candidates, wanted):
+        found[group].append(sample)
+    return found
 
 
-def _read_group(run: Run, rows: Sequence[Mapping[str, Any]], wanted: int, found: list[FaceSample], deadline: float) -> None:
+def _find_samples(
+    run: Run, candidates: Mapping[str, Sequence[Mapping[str, Any]]], wanted: Mapping[str, int]
+) -> Iterator[tuple[str, FaceSample]]:
+    with ThreadPoolExecutor(READERS) as readers:
+        found: queue.SimpleQueue[tuple[str, FaceSample] | None] = queue.SimpleQueue()
+        for group, rows in candidates.items():
+            readers.submit(_read_group, run, group, rows, wanted[group], found)
+        for _ in candidates:
+            yield from iter(found.get, None)
+
+
+def _read_group(
+    run: Run, group: str, rows: Sequence[Mapping[str, Any]], wanted: int, found: queue.SimpleQueue[tuple[str, FaceSample] | None]
+) -> None:
     shown: set[bytes] = set()
     for row in rows:
-        if len(found) == wanted or time.monotonic() > deadline:
-            return
+        if len(shown) == wanted:
+            break
         try:
             sample, digest = _read(run, row)
         except Exception:  # noqa: BLE001, S112 - the boundary of one image: whatever is the matter with it, the next is shown
             continue
         if sample and digest not in shown:
             shown.add(digest)
-            found.append(sample)
+            found.put((group, sample))
+    found.put(None)
 
 
 def _read(run: Run, row: Mapping[str, Any]) -> tuple[FaceSample | None, bytes]:
