@@ -158,7 +158,9 @@ _FACE_FIELDS = [
 _FACE_FIELDS_2 = [
     _since_2("yaw", pa.float32(), "degrees that the head is turned, above 0 towards the right edge of the image, from the landmarks"),
     _since_2("pitch", pa.float32(), "degrees that the head is raised, below 0 where it is bowed, from the landmarks"),
-    _since_2("roll", pa.float32(), "degrees that the head is tilted clockwise in the image, from the landmarks"),
+    _since_2(
+        "roll", pa.float32(), "degrees that the head is tilted clockwise in the image, from the landmarks, which follow a tilt in part"
+    ),
 ]
 
 _IDENTITY = [

@@ -43,6 +43,8 @@ class LabelingOptions:
     )
     max_file_megabytes: float = option(default=256.0, help="do not read files larger than this (status too_large)", metavar="N", gt=0)
 
+    location: bool = option(default=False, help="record where a picture was taken, if its file says so, in latitude and longitude")
+
     def __post_init__(self) -> None:
         check(self.max_megapixels <= 178, "The setting max_megapixels must be at most 178, where Pillow suspects a decompression bomb.")
 

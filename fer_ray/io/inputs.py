@@ -147,6 +147,17 @@ def read_image_named(storage: Storage, uri: str, max_megabytes: float) -> bytes:
     return storage.read_image(find_inside(storage, uri) or ImageEntry(uri, None, None), max_megabytes)
 
 
+def relative_path(inputs: Iterable[str], image_uri: str, archive_uri: str | None = None) -> str:
+    """The path of an image below the input that it lies in, in valid UTF-8; archives count as folders.
+
+    Below a list it is the path from the list's folder. What lies elsewhere has its path in its bucket or file system.
+    """
+    entry, uri = ImageEntry(image_uri, None, None, archive_uri=archive_uri), path_of_uri(archive_uri or image_uri)
+    bases = [given.rpartition("/")[0] if lower_name(given).endswith(LISTS) else given for given in inputs]
+    holding = (base for base in bases if f"{uri}/".startswith(path_of_uri(base).rstrip("/") + "/"))
+    return _path_below(next(holding, bases[0]), entry)
+
+
 def is_no_image(path: str, size: int | None = None) -> bool:
     """Whether a file is none by its name: a sidecar, a film, what systems leave behind, the empty "folders" of consoles."""
     name = path.rpartition("/")[2].lower()

@@ -8,10 +8,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, cast, overload
+from typing import Any, Protocol, cast, overload
 
 import cv2
 import numpy as np
@@ -25,6 +25,7 @@ from fer_ray.label.result import Face, LabeledImage, LabeledImages
 from fer_ray.models import bundle
 from fer_ray.schema import Status
 from fer_ray.typing import Float64Array, UInt8Array
+from fer_ray.vision.capture import NOTHING_RECORDED, Capture
 from fer_ray.vision.crop import crop_face, sharpness
 from fer_ray.vision.decode import DecodedImage
 from fer_ray.vision.detector import Detection, FaceDetector
@@ -184,9 +185,18 @@ class Labeler:
         faces = [face for face in found if max(face.bbox[2:]) * decoded.scale >= self.options.min_face_size]
         left_out = doubtful + len(found) - len(faces)
         status = Status.OK if faces else Status.NO_FACE
-        image = _described(content, status, None, width=decoded.width, height=decoded.height, left_out_count=left_out)
+        image = replace(
+            _described(content, status, None, width=decoded.width, height=decoded.height, left_out_count=left_out),
+            format=decoded.format,
+            **self._recorded(decoded.capture),
+        )
         crops = [crop_face(decoded.pixels, face, self._model.image_size, self._model.crop, self._model.color) for face in faces]
         return _Prepared(image, decoded.scale, faces, crops)
+
+    def _recorded(self, capture: Capture) -> dict[str, Any]:
+        """What the camera recorded, without the place unless that was asked for."""
+        known = asdict(capture) if capture is not NOTHING_RECORDED else {}
+        return known if self.options.location else known | dict.fromkeys(("latitude", "longitude"))
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

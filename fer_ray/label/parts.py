@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray.errors import ImageError, MemoryShortError, StorageError
+from fer_ray.io.inputs import relative_path
 from fer_ray.io.outages import PatientReader
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.label.labeler import Classifier, Labeler
@@ -120,7 +121,7 @@ class PartLabeler:
             "model_name": self.run.model_name,
         }
         with pa.BufferOutputStream() as buffer:
-            table = staging_table(manifest, list(self._label_rows(manifest, tally, starts)), provenance)
+            table = staging_table(manifest, list(self._label_rows(manifest, tally, starts)), provenance, self.run.inputs)
             pq.write_table(table, buffer, compression="zstd")
             return bytes(buffer.getvalue())
 
@@ -194,17 +195,21 @@ def count(images: Sequence[LabeledImage]) -> dict[str, int]:
     return {"images": len(images), "faces": faces, "failed": sum(image.status.is_failure for image in images)}
 
 
-def staging_table(manifest: pa.Table, images: Sequence[LabeledImage], provenance: Mapping[str, str]) -> pa.Table:
+def staging_table(manifest: pa.Table, images: Sequence[LabeledImage], provenance: Mapping[str, str], inputs: Sequence[str]) -> pa.Table:
     """Join rows of the manifest with what became of their images, column by column: rows of dicts would cost more than detection.
 
     `provenance` holds model_version, detector_version, run_id and model_name.
     """
     sizes = [listed if image.size_bytes is None else image.size_bytes for listed, image in zip(_listed(manifest), images, strict=True)]
+    uris = manifest["image_uri"].to_pylist()
+    paths = [relative_path(inputs, *uri) for uri in zip(uris, manifest["archive_uri"].to_pylist(), strict=True)]
     columns: dict[str, Any] = {
         **image_columns(images),
         **{name: manifest[name] for name in ("row_number", "image_uri", "modified_at", "etag")},
         "size_bytes": sizes,
-        "image_id": [image_id(uri) for uri in manifest["image_uri"].to_pylist()],
+        "image_id": [image_id(uri) for uri in uris],
+        "relative_path": paths,
+        "folder": [path.rpartition("/")[0] for path in paths],
         **{name: [value] * len(images) for name, value in provenance.items()},
         "labeled_at": [datetime.datetime.now(datetime.UTC)] * len(images),
         "schema_version": [SCHEMA_VERSION] * len(images),

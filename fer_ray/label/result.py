@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,7 @@ from fer_ray.typing import Float32Array, UInt8Array
 from fer_ray.vision.crop import crop_face
 from fer_ray.vision.decode import DecodedImage
 from fer_ray.vision.draw import Box, draw_faces
+from fer_ray.vision.pose import head_pose
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +38,13 @@ _IMAGE_COLUMNS = (
     "height",
     "size_bytes",
     "content_sha256",
+    "format",
+    "taken_at",
+    "taken_offset_minutes",
+    "camera_make",
+    "camera_model",
+    "latitude",
+    "longitude",
 )
 
 
@@ -60,6 +69,8 @@ class Face:
 class LabeledImage:
     """What became of an image: its status, the faces with the largest first, and how many were too small or too doubtful.
 
+    `format` and what the camera recorded (`taken_at` by its clock, `taken_offset_minutes` ahead of UTC) are None where they are not
+    known, latitude and longitude also without the option `location`.
     `image_uri` is the path or address that was given, None for an image that came without one. An answer of `Labeler.label`
     holds on to what it was given (a path, the bytes, the pixels), so that it can be drawn and cut.
     """
@@ -73,6 +84,13 @@ class LabeledImage:
     faces: list[Face] = field(default_factory=list)
     left_out_count: int = 0
     image_uri: str | None = None
+    format: str | None = None
+    taken_at: datetime.datetime | None = None
+    taken_offset_minutes: int | None = None
+    camera_make: str | None = None
+    camera_model: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
     _read_again: Callable[[], DecodedImage] | None = field(default=None, repr=False, compare=False)
 
     def draw(self) -> Image.Image:
@@ -167,6 +185,7 @@ def face_structs(images: Sequence[LabeledImage]) -> pa.StructArray:
     faces = [face for image in images for face in image.faces]
     boxes = np.array([face.bbox for face in faces], np.int32).reshape(-1, 4)
     landmarks = np.array([face.landmarks for face in faces], np.float32).reshape(-1, 2 * len(LANDMARKS))
+    poses = head_pose(landmarks.reshape(-1, len(LANDMARKS), 2))
     columns: dict[str, Any] = {
         "face_index": [index for image in images for index in range(len(image.faces))],
         **{f"bbox_{part}": boxes[:, i] for i, part in enumerate(("x", "y", "width", "height"))},
@@ -177,6 +196,7 @@ def face_structs(images: Sequence[LabeledImage]) -> pa.StructArray:
         "confidence": [face.confidence for face in faces],
         **{f"prob_{emotion}": [face.probabilities.get(emotion) for face in faces] for emotion in EMOTIONS},
     }
+    columns |= {name: pa.array(poses[:, i], from_pandas=True) for i, name in enumerate(("yaw", "pitch", "roll"))}
     fields = list(FACE_STRUCT)
     nothing = [None] * len(faces)
     return pa.StructArray.from_arrays([pa.array(columns.get(field.name, nothing), field.type) for field in fields], fields=fields)

@@ -26,6 +26,8 @@ from fer_ray.models import bundle
 from fer_ray.schema import RUNS
 from fer_ray.text import sanitize
 
+_LATER_OPTIONS = frozenset(("location",))  # part of the request where they are on: what older versions planned is taken up
+
 
 @dataclass(frozen=True)
 class Run:
@@ -50,7 +52,7 @@ class Run:
             "model": self.model_version,
             "limit": self.config.limit,
             "all": self.config.all,
-            **dataclasses.asdict(self.config.labeling),
+            **{name: value for name, value in dataclasses.asdict(self.config.labeling).items() if value or name not in _LATER_OPTIONS},
         }
 
     @property

@@ -125,7 +125,7 @@ def _with_xmp(main: Directory, inner: Directory, place: Directory, order: str, x
         if latitude is None:
             latitude = _degrees_of_xmp(_property(packet, "exif:GPSLatitude"), 90)
             longitude = _degrees_of_xmp(_property(packet, "exif:GPSLongitude"), 180)
-    if latitude is None or longitude is None:
+    if latitude is None or longitude is None or not (latitude or longitude):  # where both are 0 a place was erased, or not found yet
         latitude = longitude = None
     return Capture(taken, offset, make, model, latitude, longitude)
 

@@ -18,6 +18,7 @@ from fer_ray.errors import ImageError
 from fer_ray.schema import Status
 from fer_ray.typing import UInt8Array
 from fer_ray.vision import tiff
+from fer_ray.vision.capture import NOTHING_RECORDED, Capture, read_capture, read_capture_of_raw
 from fer_ray.vision.formats import Format, format_of
 from fer_ray.vision.jpeg import MAX_SCANS, JpegHeader, count_scans, decode_jpeg, largest_jpeg, read_header, turn_upright
 from fer_ray.vision.pillow_formats import decode_with_pillow, load, orientation_of_image
@@ -31,11 +32,16 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """Upright pixels (h, w, 3) uint8 BGR, perhaps reduced; `width` and `height` are those of the whole upright image."""
+    """Upright pixels (h, w, 3) uint8 BGR, perhaps reduced; `width` and `height` are those of the whole upright image.
+
+    `format` is None, and nothing recorded, for what came as pixels.
+    """
 
     pixels: UInt8Array
     width: int
     height: int
+    format: Format | None = None
+    capture: Capture = NOTHING_RECORDED
 
     @property
     def scale(self) -> float:
@@ -59,7 +65,8 @@ def decode(content: bytes, max_megapixels: float, enough_pixels: int) -> Decoded
     """
     if content.startswith(b"\xff\xd8\xff"):  # by far the most
         header = _attempt(lambda: read_header(content))
-        return _decode_jpeg(content, header, max_megapixels, enough_pixels)
+        decoded = _decode_jpeg(content, header, max_megapixels, enough_pixels)
+        return replace(decoded, format=Format.JPEG, capture=_recorded(content[slice(*header.exif)], content[slice(*header.xmp)]))
     if not content:
         raise ImageError(Status.UNDECODABLE, "The file is empty.")
     kind = format_of(content)
@@ -67,7 +74,8 @@ def decode(content: bytes, max_megapixels: float, enough_pixels: int) -> Decoded
         return _decode_tiff(content, max_megapixels, enough_pixels)
     if kind == Format.RAW:
         return _decode_preview(content, largest_jpeg(content), max_megapixels, enough_pixels)
-    return _whole(_attempt(lambda: decode_with_pillow(content, kind, max_megapixels)))
+    pixels, exif, xmp = _attempt(lambda: decode_with_pillow(content, kind, max_megapixels))
+    return replace(_whole(pixels), format=kind, capture=_recorded(exif, xmp))
 
 
 def decode_pillow(image: Image.Image, max_megapixels: float) -> DecodedImage:
@@ -126,14 +134,14 @@ def _decode_tiff(content: bytes, max_megapixels: float, enough_pixels: int) -> D
     pixels = _attempt(lambda: _decode_page(content, page, max_megapixels))
     if page is not found[0] and not page.orientation and found[0].has_sub_directories:
         pixels = turn_upright(pixels, found[0].orientation)
-    return _whole(pixels)
+    return replace(_whole(pixels), format=Format.TIFF, capture=_recorded(content))
 
 
 def _decode_page(content: bytes, page: tiff.Directory, max_megapixels: float) -> UInt8Array:
     content = tiff.with_first(content, page)
     if page.is_deep_negative:
-        return 255 - decode_with_pillow(tiff.as_positive(content, page), Format.TIFF, max_megapixels, page)
-    return decode_with_pillow(content, Format.TIFF, max_megapixels, page)
+        return 255 - decode_with_pillow(tiff.as_positive(content, page), Format.TIFF, max_megapixels, page)[0]
+    return decode_with_pillow(content, Format.TIFF, max_megapixels, page)[0]
 
 
 def _decode_preview(content: bytes, preview: tuple[int, JpegHeader] | None, max_megapixels: float, enough_pixels: int) -> DecodedImage:
@@ -144,12 +152,20 @@ def _decode_preview(content: bytes, preview: tuple[int, JpegHeader] | None, max_
         raise _only_a_thumbnail((header.width, header.height))
     if not header.orientation:
         header = replace(header, orientation=tiff.orientation_of_raw(content))
-    return _decode_jpeg(content, header, max_megapixels, enough_pixels, start)
+    recorded = read_capture_of_raw(content)
+    if recorded == NOTHING_RECORDED:
+        recorded = _recorded(content[slice(*header.exif)], content[slice(*header.xmp)])
+    return replace(_decode_jpeg(content, header, max_megapixels, enough_pixels, start), format=Format.RAW, capture=recorded)
 
 
 def _only_a_thumbnail(size: tuple[int, int]) -> ImageError:
     what = f"the largest picture inside has only {size[0]} x {size[1]} pixels"
     return ImageError(Status.UNDECODABLE, f"{_NOT_FINISHED}{what}: export it as JPEG.")
+
+
+def _recorded(exif: bytes, xmp: bytes = b"") -> Capture:
+    """What is recorded of the moment; most images have nothing."""
+    return read_capture(exif, xmp) if exif or xmp else NOTHING_RECORDED
 
 
 def _attempt(decoder: Callable[[], _Result]) -> _Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -25,6 +25,8 @@ _APP1 = 0xE1
 _END = b"\xff\xd9"
 MAX_SCANS = 100  # encoders write about ten; of the smallest, a file of 2 MB may have 30,000, which take minutes
 _EXIF = b"Exif\0\0"
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_NOWHERE = (0, 0)
 MAX_SEGMENTS = 2_000  # before the picture; a profile of 16 MB has 256
 MAX_PREVIEWS = 5_000  # JPEGs that are looked at inside another file; RAW pixels can lie in hundreds of them
 
@@ -39,6 +41,8 @@ class JpegHeader:
         orientation: EXIF's, 1 to 8; 0 where there is none.
         kept_samples: coefficients that the decoder must keep until the last scan: none where there is only one.
         scans_at: where the first scan begins.
+        exif: where its EXIF block begins and ends; nowhere where there is none.
+        xmp: the same of its XMP packet.
     """
 
     width: int
@@ -46,6 +50,8 @@ class JpegHeader:
     orientation: int
     kept_samples: int
     scans_at: int
+    exif: tuple[int, int] = _NOWHERE
+    xmp: tuple[int, int] = _NOWHERE
 
     def working_bytes(self, reduction: int) -> int:
         """The memory that decoding takes: two bytes for each kept coefficient, the pixels, and a copy of them that is turned."""
@@ -59,6 +65,7 @@ def read_header(content: bytes, start: int = 0) -> JpegHeader:
         ValueError, IndexError: it is broken, or of a kind that libjpeg does not decode to eight bits.
     """
     at, orientation, frame, progressive = start + 2, 0, b"", False
+    exif = xmp = _NOWHERE
     for _ in range(MAX_SEGMENTS):
         at = content.index(b"\xff", at) + 1
         while content[at] == 0xFF:
@@ -69,13 +76,17 @@ def read_header(content: bytes, start: int = 0) -> JpegHeader:
             continue
         length = content[at] << 8 | content[at + 1]
         if marker == _SCAN:
-            return _header(frame, orientation, progressive, content[at + 2], scans_at=at - 2)
+            header = _header(frame, orientation, progressive, content[at + 2], scans_at=at - 2)
+            return replace(header, exif=exif, xmp=xmp)
         if marker in _FRAMES and not frame:
             frame, progressive = content[at + 2 : at + length], marker in _PROGRESSIVE
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             raise ValueError("the kind of JPEG is not supported")
         elif marker == _APP1 and not orientation and content.startswith(_EXIF, at + 2):
             orientation = orientation_of(content[at + 8 : at + length])
+            exif = (at + 8, at + length) if exif == _NOWHERE else exif
+        elif marker == _APP1 and xmp == _NOWHERE and content.startswith(_XMP, at + 2):
+            xmp = at + 2 + len(_XMP), at + length
         at += max(length, 2)
     raise ValueError("the JPEG has too many segments")
 

@@ -24,13 +24,16 @@ _ORIENTATION = 0x0112
 _LOADING_BYTES = {Format.WEBP: 17, Format.AVIF: 16, Format.HEIF: 16, Format.GIF: 2}
 _ALPHA_BYTES = 5  # more, in AVIF and HEIF
 _PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"))
-_PNG_TEXTS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # these name the orientation
+_PNG_PROFILE = "Raw profile type exif"
+_PNG_TEXTS = (b"XML:com.adobe.xmp\0", f"{_PNG_PROFILE}\0".encode())  # these name the orientation
 MAX_PNG_TEXT_BYTES = 1 << 16
 _LOWER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
 
 
-def decode_with_pillow(content: bytes, kind: Format, max_megapixels: float, page: Directory | None = None) -> UInt8Array:
-    """Upright BGR pixels of a file of this kind; of a TIFF the first page, whose directory is given.
+def decode_with_pillow(
+    content: bytes, kind: Format, max_megapixels: float, page: Directory | None = None
+) -> tuple[UInt8Array, bytes, bytes]:
+    """Upright BGR pixels of a file of this kind, its EXIF block and its XMP; of a TIFF the first page, whose directory is given.
 
     Raises:
         ImageError: `too_large`.
@@ -38,9 +41,9 @@ def decode_with_pillow(content: bytes, kind: Format, max_megapixels: float, page
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pixels, orientation = _decode_stored(_first_picture(content, kind), kind, max_megapixels, page)
+        pixels, orientation, exif, xmp = _decode_stored(_first_picture(content, kind), kind, max_megapixels, page)
     check_bytes(2 * RESULT_BYTES * pixels.shape[0] * pixels.shape[1], (pixels.shape[1], pixels.shape[0]))
-    return turn_upright(pixels, orientation)
+    return turn_upright(pixels, orientation), exif, xmp
 
 
 def load(image: Image.Image) -> None:
@@ -60,8 +63,8 @@ def orientation_of_image(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 0
 
 
-def _decode_stored(content: bytes, kind: Format, max_megapixels: float, page: Directory | None) -> tuple[UInt8Array, int]:
-    """The pixels before they are turned, and the orientation; TIFF is turned by Pillow."""
+def _decode_stored(content: bytes, kind: Format, max_megapixels: float, page: Directory | None) -> tuple[UInt8Array, int, bytes, bytes]:
+    """The pixels before they are turned, the orientation, EXIF and XMP; TIFF is turned by Pillow, and has both for itself."""
     with Image.open(io.BytesIO(content), formats=(kind.value,)) as image:
         check_pixels(image.size, max_megapixels)
         check_bytes(_loading_bytes(image, content, kind, page), image.size)
@@ -69,12 +72,24 @@ def _decode_stored(content: bytes, kind: Format, max_megapixels: float, page: Di
         load(image)
         check_pixels(image.size, max_megapixels)
         orientation = 0 if kind == Format.TIFF else orientation_of_image(image)
+        exif, xmp = (b"", b"") if kind == Format.TIFF else _recorded_in(image)
         if page and page.has_deep_planes and (not page.is_packed or is_dark(image)):
             raise ValueError("samples of 16 bits in a plane for each colour are not read")
         if ";16" in raw_mode and not raw_mode.startswith("RGBa") and is_dark(image):
             check_bytes((2 * 4 + RESULT_BYTES) * image.width * image.height, image.size)
-            return join_bytes(image, _lower_bytes(content, kind, raw_mode)), orientation
-        return to_bgr(image), orientation
+            return join_bytes(image, _lower_bytes(content, kind, raw_mode)), orientation, exif, xmp
+        return to_bgr(image), orientation, exif, xmp
+
+
+def _recorded_in(image: Image.Image) -> tuple[bytes, bytes]:
+    """The EXIF block and the XMP packet of an open image, as its plugin found them; ImageMagick writes EXIF into a PNG's text."""
+    exif, xmp = image.info.get("exif", b""), image.info.get("xmp", b"")
+    if not exif and isinstance(profile := image.info.get(_PNG_PROFILE), str):
+        try:
+            exif = bytes.fromhex("".join(profile.split("\n")[3:]))
+        except ValueError:
+            exif = b""
+    return exif if isinstance(exif, bytes) else b"", xmp if isinstance(xmp, bytes) else b""
 
 
 def _loading_bytes(image: Image.Image, content: bytes, kind: Format, page: Directory | None) -> int:
