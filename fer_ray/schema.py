@@ -90,6 +90,8 @@ IMAGE_SUFFIXES = frozenset(
         ".webp",
     )
 )
+# Names that are taken for films, and not for images: containers of frames, as archives are containers of images.
+VIDEO_SUFFIXES = frozenset((".3gp", ".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm"))
 LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 
@@ -134,7 +136,9 @@ LISTING = pa.schema(
         _optional("error", pa.string()),
     ]
 )
-MANIFEST = pa.schema([_required("row_number", pa.int64()), *LISTING])
+# A film that reads has a row for each of its stretches, which gives a row of `images` for each frame from start_ms to before end_ms.
+STRETCH = pa.schema([_optional("start_ms", pa.int64()), _optional("end_ms", pa.int64()), _optional("frames", pa.int64())])
+MANIFEST = pa.schema([_required("row_number", pa.int64()), *LISTING, *STRETCH])
 
 _BOX = {"x": "left edge", "y": "top edge", "width": "width", "height": "height"}
 _FACE_FIELDS = [
@@ -164,8 +168,12 @@ _FACE_FIELDS_2 = [
 ]
 
 _IDENTITY = [
-    _required("image_uri", pa.string(), "where the image was read from, an image inside a tar or zip as archive.tar#name"),
+    _required("image_uri", pa.string(), "where the image was read from; archive.tar#name inside a tar or zip, film.mp4#t=12.480 in a film"),
     _required("image_id", pa.string(), "join key: SHA-256 of image_uri, its first 16 bytes in hex"),
+]
+_IN_FILM = [
+    _since_2("video_uri", pa.string(), "the film that the frame is from, or that failed; null for photographs"),
+    _since_2("frame_time_ms", pa.int64(), "when the frame is shown, milliseconds from the film's beginning; null for what is no frame"),
 ]
 _IMAGE_FIELDS = [
     *_IDENTITY,
@@ -192,10 +200,11 @@ _IMAGE_FIELDS_2 = [
     _since_2("longitude", pa.float64(), "degrees east of Greenwich; null unless asked for with --location"),
 ]
 
-IMAGES = pa.schema([*_IMAGE_FIELDS, *_PROVENANCE, *_IMAGE_FIELDS_2])
-FACES = pa.schema([*_IDENTITY, *_FACE_FIELDS, *_PROVENANCE, *_FACE_FIELDS_2])
+IMAGES = pa.schema([*_IMAGE_FIELDS, *_PROVENANCE, *_IMAGE_FIELDS_2, *_IN_FILM])
+FACES = pa.schema([*_IDENTITY, *_FACE_FIELDS, *_PROVENANCE, *_FACE_FIELDS_2, *_IN_FILM])
 FACE_STRUCT = pa.struct([*_FACE_FIELDS, *_FACE_FIELDS_2])
-STAGING = pa.schema([_required("row_number", pa.int64()), *IMAGES, _required("faces", pa.list_(FACE_STRUCT))])
+_STAGED = [_required("faces", pa.list_(FACE_STRUCT)), _optional("scene", pa.binary())]  # the colours of a frame, as in `video.frames`
+STAGING = pa.schema([_required("row_number", pa.int64()), *IMAGES, *_STAGED])
 
 _IMAGE_COUNTS = {
     "total": "images labeled, one row each in images",

@@ -7,6 +7,7 @@ import datetime
 import re
 import reprlib
 from dataclasses import field
+from fractions import Fraction
 from typing import Any
 
 from fer_ray.config.options import PathText, check, check_part, config, option
@@ -90,6 +91,16 @@ class LabelConfig(StoresConfig):
         group="Input and output",
         kw_only=True,
     )
+    video_fps: str = option(
+        default="1",
+        help="label so many frames of each second of a film, `all` for each of them, 0 to leave films out",
+        metavar="N|all",
+        group="Films",
+        kw_only=True,
+    )
+    max_video_hours: float = option(
+        default=24.0, help="do not label films that are longer than this (status too_large)", metavar="N", gt=0, group="Films", kw_only=True
+    )
     run_id: str = option(
         default="",
         help="name of the run: letters, digits, '.', '_' and '-' (default: the run date and a hash of the settings)",
@@ -140,6 +151,7 @@ class LabelConfig(StoresConfig):
         for name in ("include", "exclude"):
             empty = any(not pattern.strip("/") for pattern in getattr(self, name))
             check(not empty, f"The setting {name} has an empty pattern: give one such as '*.jpg'.")
+        check(_is_frame_rate(self.video_fps), "The setting video_fps must be a number from 0.001 to 1000, all, or 0.")
         if self.gpus:
             check_part(self, "gpus")
         check(not self.run_id or bool(_RUN_ID.fullmatch(self.run_id)), _RUN_ID_RULE)
@@ -156,3 +168,10 @@ class LabelConfig(StoresConfig):
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as the run records them; the alarm's command, which may hold a secret, is left out."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "alarm_command"}
+
+
+def _is_frame_rate(text: str) -> bool:
+    try:
+        return text in ("all", "0") or 0.001 <= Fraction(text) <= 1000
+    except (ValueError, ZeroDivisionError):
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import posixpath
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from fer_ray.io.archives import UNREAD, archive_of, files_in, find_inside, is_ar
 from fer_ray.io.folders import FolderStore, path_of_uri
 from fer_ray.io.storage import WEB, Storage, absolute, is_remote, lower_name, server_of
 from fer_ray.io.uri_list import LISTS, read_list
-from fer_ray.schema import ImageEntry, Status
+from fer_ray.schema import VIDEO_SUFFIXES, ImageEntry, Status
 
 LATE_SECONDS = 15.0  # then archives that could not be listed are tried once more
 # Names that are no image, where nothing else is asked for: a suffix that is not here, or none, is tried.
@@ -25,7 +26,7 @@ _OTHER_SUFFIXES = frozenset(
         r"\w+",
         "aae csv gpx html htm ini json jsonl log md meta ndjson text tsv txt url xml xmp yaml yml "  # sidecars
         "caption class cls label prompt tags "  # of WebDataset
-        "3gp avi flv lrv m2ts m4v mkv mov mp mp4 mpeg mpg mts ogv webm wmv "  # films
+        "flv lrv mp ogv wmv "  # films that are not read
         "aac aiff amr flac m4a mid mp3 ogg opus wav wma "  # sound
         "doc docx epub odp ods odt pdf ppt pptx rtf srt vtt xls xlsx "  # documents
         "arrow avro ckpt db feather h5 hdf5 idx index npy npz onnx orc parquet pickle pkl pt pth safetensors sqlite tfrecord "  # data
@@ -38,11 +39,12 @@ _OTHER_SUFFIXES = frozenset(
 class Selection:
     """Which files are taken, by their paths below the input and before a byte is read; `ignored` counts the others.
 
-    `exclude` leaves out; `include` takes nothing else; without it everything is taken but what is no image by its name.
+    `exclude` leaves out; `include` takes nothing else; without it everything is taken but what is no image by its name, and films
+    only where `films` says so.
     """
 
-    def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
-        included = list(include)
+    def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = (), films: bool = False) -> None:
+        included, self.takes_films = list(include), films
         self._included = _compiled(included, folders=False)
         self._hidden = _compiled((pattern for pattern in included if pattern.rpartition("/")[2].startswith(".")), folders=False)
         self._excluded = _compiled(exclude, folders=True)
@@ -59,7 +61,9 @@ class Selection:
         """Whether a file is one of the images; one that somebody named (`is_named`) is, whatever its name."""
         if self.excludes(path):
             return False
-        if self._included:
+        if is_film(path) and not self.takes_films:
+            taken = False
+        elif self._included:
             patterns = self._hidden if path.rpartition("/")[2].startswith(".") else self._included
             taken = bool(patterns and patterns.fullmatch(path))
         else:
@@ -158,8 +162,13 @@ def relative_path(inputs: Iterable[str], image_uri: str, archive_uri: str | None
     return _path_below(next(holding, bases[0]), entry)
 
 
+def is_film(uri: str) -> bool:
+    """Whether a file is a film by its name."""
+    return posixpath.splitext(lower_name(uri))[1] in VIDEO_SUFFIXES
+
+
 def is_no_image(path: str, size: int | None = None) -> bool:
-    """Whether a file is none by its name: a sidecar, a film, what systems leave behind, the empty "folders" of consoles."""
+    """Whether a file is none by its name: a sidecar, sound, what systems leave behind, the empty "folders" of consoles."""
     name = path.rpartition("/")[2].lower()
     if not name:
         return not size
@@ -184,6 +193,8 @@ def _check_kind(single: ImageEntry, selection: Selection) -> None:
     name = lower_name(single.image_uri)
     if name.endswith(UNREAD):
         raise UsageError(f"The input {single.image_uri} is an archive of a kind that is not read: unpack it, or pack a .tar or .zip.")
+    if is_film(name) and not selection.takes_films:
+        raise UsageError(f"The input {single.image_uri} is a film, and video_fps is 0, which leaves films out: give another video_fps.")
     if selection.takes_unnamed and is_no_image(name, 1) and not single.image_uri.startswith(WEB):
         raise UsageError(f"The input {single.image_uri} is no image by its name, and no list or archive: name one of these.")
 

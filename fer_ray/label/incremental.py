@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from fer_ray.data import demo_photos
 from fer_ray.errors import DeniedError, OutageError, StorageError, UsageError
-from fer_ray.io.inputs import Selection, list_images
+from fer_ray.io.inputs import Selection, is_film, list_images
 from fer_ray.io.storage import Storage, join
 from fer_ray.schema import IMAGES, LISTING, ImageEntry, Status, as_batches
 from fer_ray.text import plural
@@ -48,7 +48,7 @@ _TOGETHER = f"""
     SELECT *, {_STATE}, NULL AS place FROM listed
     UNION ALL BY NAME
     SELECT image_uri, {_STATE}, place, waits FROM earlier
-    ORDER BY image_uri, place NULLS LAST, modified_at DESC NULLS LAST, data_offset DESC NULLS LAST, state
+    ORDER BY image_uri, place NULLS LAST, waits, modified_at DESC NULLS LAST, data_offset DESC NULLS LAST, state
 """  # noqa: S608 - constants of this module
 
 Published = Callable[[], Iterator[pa.RecordBatch]]
@@ -84,7 +84,7 @@ def read_signatures(run: Run) -> None:
 
 def _list(run: Run, counts: Counts) -> Iterator[ImageEntry]:
     indexes = None if run.config.dry_run else join(run.output, "_archives")
-    selection = Selection(run.config.include, run.config.exclude)
+    selection = Selection(run.config.include, run.config.exclude, films=run.config.video_fps != "0")
     listed = list_images(run.storage, run.inputs, run.output, indexes, selection) if run.config.input else iter(demo_photos.images())
     entries = _counting(listed, selection, counts)
     try:
@@ -237,7 +237,7 @@ def published_images(storage: Storage, output: str, model_version: str) -> Itera
         if (run_id := _run_of(file)) in order:
             for batch in _labeled_in(storage, file, pc.field("model_version") == model_version):
                 place = pa.array([order[run_id]] * len(batch), pa.int32())
-                waits = pc.equal(batch["status"], Status.ARCHIVED.value)
+                waits = pc.is_in(batch["status"], pa.array([Status.ARCHIVED.value, Status.UNREADABLE.value]))
                 yield batch.append_column("place", place).append_column("waits", waits).select(_PUBLISHED.names).cast(_PUBLISHED)
 
 
@@ -245,7 +245,9 @@ def known_images(storage: Storage, output: str) -> list[ImageEntry]:
     """Some images that the newest of the tables' files says were read, none from inside an archive."""
     for file in reversed(list(_image_files(storage, output))):
         for batch in _labeled_in(storage, file, pc.field("status").isin([Status.OK.value, Status.NO_FACE.value])):
-            rows = [row for row in batch.select(_STATE_COLUMNS).to_pylist() if "#" not in row["image_uri"]]
+            rows = [
+                row for row in batch.select(_STATE_COLUMNS).to_pylist() if "#" not in row["image_uri"] and not is_film(row["image_uri"])
+            ]
             return [ImageEntry(**row) for row in rows[:: max(1, len(rows) // KNOWN_IMAGES)]]
     return []
 
@@ -259,16 +261,32 @@ def _run_of(file: str) -> str:
 
 
 def _labeled_in(storage: Storage, file: str, condition: pc.Expression) -> Iterator[pa.RecordBatch]:
-    """The rows of a file of images that meet the condition and could be read."""
-    columns = [*_STATE_COLUMNS, "model_version", "status"]
+    """The rows of a file of images that meet the condition and could be read; for the frames of a film few rows of the film itself.
+
+    A film of which a part could not be read has a row that says so.
+    """
     try:
         with storage.open(file, read_ahead=1 << 16) as opened:
             stored = pq.ParquetFile(opened)
+            names = [*_STATE_COLUMNS, "model_version", "status", "video_uri"]
+            columns = [name for name in names if name in stored.schema_arrow.names]  # 0.1 knew no films
             for group in range(stored.num_row_groups):
                 for batch in stored.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=columns, use_threads=False):
-                    yield batch.filter(condition & (pc.field("status") != Status.UNREADABLE.value))
+                    yield _films_once(batch).filter(condition)
     except (pa.ArrowException, OSError) as error:
         raise StorageError(f"The table file {file} cannot be read: restore it, or remove all files of that run.") from error
+
+
+def _films_once(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Frames as their film, once for all that follow each other with the same status; images that could not be read are left out."""
+    was_read = pc.not_equal(batch["status"], Status.UNREADABLE.value)
+    if "video_uri" not in batch.schema.names or batch["video_uri"].null_count == len(batch):
+        return batch.filter(was_read)
+    is_film = batch["video_uri"].is_valid()
+    batch = batch.set_column(batch.schema.get_field_index("image_uri"), "image_uri", pc.coalesce(batch["video_uri"], batch["image_uri"]))
+    place, status = batch["image_uri"], batch["status"]
+    is_other = pc.or_(pc.not_equal(place[1:], place[:-1]), pc.not_equal(status[1:], status[:-1]))
+    return batch.filter(pc.and_(pc.or_(was_read, is_film), pa.concat_arrays([pa.array([True]), is_other])))
 
 
 def _without_repeats(table: pa.Table, last_uri: str | None) -> pa.Table:

@@ -132,11 +132,12 @@ def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress) ->
         return commit(run, run_row(run, plan, Counter(), 0.0))
     source = sanitize(run.input_uri)
     known = known_and_ignored(plan.skipped, plan.ignored)
-    LOGGER.info("run %s: %s to label, %s, from %s", run.run_id, plural(plan.images, "image"), known, source)
-    parts = unfinished(run, plan, read_parts(run, plan))
-    labeled, seconds = sum(part.rows for part in parts), 0.0
-    if labeled < plan.images:
-        LOGGER.info("resuming: %s labeled already", plural(plan.images - labeled, "image"))
+    LOGGER.info("run %s: %s to label, %s, from %s", run.run_id, plan.described(), known, source)
+    planned = read_parts(run, plan)
+    parts = unfinished(run, plan, planned)
+    labeled, seconds = sum(part.images for part in parts), 0.0
+    if labeled < (total := sum(part.images for part in planned)):
+        LOGGER.info("resuming: %s labeled already", plural(total - labeled, "image"))
     report = _Counter(progress, log)
     if are_few(run, labeled):
         seconds = label_few(run, plan, parts, report)

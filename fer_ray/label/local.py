@@ -61,7 +61,7 @@ def label_few(run: Run, plan: Plan, parts: Sequence[Part], report_progress: Call
     """
     counts: Counter[str] = Counter()
     begun: Counter[int] = Counter()  # how often each part was, by its first row
-    images, first, last = sum(part.rows for part in parts), 0.0, 0.0
+    images, first, last = sum(part.images for part in parts), 0.0, 0.0
     processes = max(1, min(run.config.workers or MAX_PROCESSES, MAX_PROCESSES, _cpus(), _memory_bytes() // BYTES_PER_PROCESS, len(parts)))
     waiting, running = _shares(parts, processes), 0
     told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -111,8 +111,8 @@ def _memory_bytes() -> int:
 def _shares(parts: Sequence[Part], count: int) -> list[list[Part]]:
     """The parts divided so that each share has about as many images, in the order of their rows."""
     shares: list[list[Part]] = [[] for _ in range(count)]
-    for part in sorted(parts, key=lambda part: -part.rows):
-        min(shares, key=lambda share: sum(one.rows for one in share)).append(part)
+    for part in sorted(parts, key=lambda part: -part.images):
+        min(shares, key=lambda share: sum(one.images for one in share)).append(part)
     return [sorted(share, key=lambda part: part.first_row) for share in shares]
 
 

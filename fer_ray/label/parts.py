@@ -12,9 +12,11 @@ import itertools
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray.errors import ImageError, MemoryShortError, StorageError
-from fer_ray.io.inputs import relative_path
+from fer_ray.io.inputs import is_film, relative_path
 from fer_ray.io.outages import PatientReader
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.label.labeler import Classifier, Labeler
@@ -32,7 +34,10 @@ from fer_ray.label.run import Run
 from fer_ray.models import bundle
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.onnx_network import OnnxNetwork
-from fer_ray.schema import SCHEMA_VERSION, STAGING, ImageEntry, conform, image_id
+from fer_ray.schema import LISTING, SCHEMA_VERSION, STAGING, ImageEntry, conform, image_id
+from fer_ray.video.reader import FilmReader
+from fer_ray.video.stretches import Stretch, frame_uri
+from fer_ray.vision.decode import DecodedImage
 from fer_ray.vision.sandbox import SLOW_SECONDS, SandboxLimits, TimeBudget, sift
 
 MAX_STARTS = 8  # of a part: where so many processes died, the sandbox does not help either
@@ -50,7 +55,7 @@ class EntryLabeler(Protocol):
     def stage_seconds(self) -> Mapping[str, float]: ...  # spent so far, by stage
 
     def label_batches(self, entries: Sequence[ImageEntry], starts: int) -> Iterator[list[LabeledImage]]:
-        """Label the images of a part, which is begun for the `starts`-th time: none of the others came to its end."""
+        """Label images of a part, or a stretch of a film; the part is begun for the `starts`-th time: the others did not end well."""
 
 
 class Tally(Protocol):
@@ -120,16 +125,25 @@ class PartLabeler:
             "run_id": self.run.run_id,
             "model_name": self.run.model_name,
         }
+        rows, images = [], []
+        for row, image in self._label_rows(manifest, tally, starts):
+            rows.append(row)
+            images.append(image)
         with pa.BufferOutputStream() as buffer:
-            table = staging_table(manifest, list(self._label_rows(manifest, tally, starts)), provenance, self.run.inputs)
+            table = staging_table(manifest.take(pa.array(rows, pa.int64())), images, provenance, self.run.inputs)
             pq.write_table(table, buffer, compression="zstd")
             return bytes(buffer.getvalue())
 
-    def _label_rows(self, manifest: pa.Table, tally: Tally, starts: int) -> Iterator[LabeledImage]:
-        entries = [ImageEntry(**{k: v for k, v in row.items() if k != "row_number"}) for row in manifest.to_pylist()]
-        for images in self.labeler.label_batches(entries, starts):
-            tally.add(images, self.labeler.stage_seconds)
-            yield from images
+    def _label_rows(self, manifest: pa.Table, tally: Tally, starts: int) -> Iterator[tuple[int, LabeledImage]]:
+        """Each image with the number of its row here, which the frames of a stretch share."""
+        entries = enumerate(map(_entry_of, manifest.to_pylist()))
+        for is_stretch, group in itertools.groupby(entries, key=lambda row: isinstance(row[1], Stretch)):
+            rows = list(group)
+            for work in [[row] for row in rows] if is_stretch else [rows]:
+                numbers = itertools.repeat(work[0][0]) if is_stretch else (number for number, _ in work)
+                for images in self.labeler.label_batches([entry for _, entry in work], starts):
+                    tally.add(images, self.labeler.stage_seconds)
+                    yield from zip(itertools.islice(numbers, len(images)), images, strict=True)
 
     def _read_manifest(self, part: Part) -> pa.Table:
         """The rows of a part; the file stays open for the next."""
@@ -148,9 +162,13 @@ class FetchingLabeler:
         self.labeler = Labeler(model or load_model(run), self.config, threads=1)
         self.model_version, self.stage_seconds = self.labeler.model_version, self.labeler.stage_seconds
         limit, wait = self.config.max_file_megabytes, run.config.wait_for_store
-        self.fetcher = Fetcher(PatientReader(run.storage, limit, wait, run.inputs, partial(sample_images, run)))
+        reader = PatientReader(run.storage, limit, wait, run.inputs, partial(sample_images, run))
+        self.fetcher, self.films = Fetcher(reader), FilmReader(run.film_settings, reader)
 
     def label_batches(self, entries: Sequence[ImageEntry], starts: int) -> Iterator[list[LabeledImage]]:
+        if isinstance(entries[0], Stretch):
+            yield from self._label_stretch(entries[0], starts)
+            return
         images = self._timed(self.fetcher.fetch(entries))
         budget = TimeBudget(SECONDS_AT_FIRST, SECONDS_TOGETHER, least=SLOW_SECONDS)
         if starts > 1:
@@ -161,6 +179,23 @@ class FetchingLabeler:
             yield from self.labeler.label_batches(_limited(itertools.islice(images, size), budget) for size in sizes)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _label_stretch(self, stretch: Stretch, starts: int) -> Iterator[list[LabeledImage]]:
+        """The frames of a stretch, and an image without a time where something is the matter with the film."""
+        waiting: deque[tuple[int, bytes] | None] = deque()  # the times and scenes of frames on their way
+
+        def images() -> Iterator[DecodedImage | ImageError]:
+            started = time.perf_counter()
+            for frame in self.films.frames(stretch, starts):
+                self.stage_seconds["decode"] += time.perf_counter() - started
+                waiting.append(None if isinstance(frame, ImageError) else (frame.time_ms, frame.scene))
+                yield frame if isinstance(frame, ImageError) else frame.image
+                started = time.perf_counter()
+
+        decoded = images()
+        batches = (itertools.chain([first], itertools.islice(decoded, self.batch_size - 1)) for first in decoded)
+        for labeled in self.labeler.label_batches(batches):
+            yield [_of_film(image, stretch, waiting.popleft()) for image in labeled]
 
     def _timed(self, fetched: Iterator[bytes | ImageError]) -> Iterator[bytes | ImageError]:
         """Adds up the time that labeling waits for images."""
@@ -183,6 +218,19 @@ def _limited(images: Iterable[bytes | ImageError], budget: TimeBudget) -> Iterat
         budget.spend(seconds - left)
 
 
+def _entry_of(row: Mapping[str, Any]) -> ImageEntry:
+    """What a row of the manifest names."""
+    listed = {name: row[name] for name in LISTING.names}
+    return ImageEntry(**listed) if row.get("start_ms") is None else Stretch(**listed, start_ms=row["start_ms"], end_ms=row["end_ms"])
+
+
+def _of_film(image: LabeledImage, stretch: Stretch, frame: tuple[int, bytes] | None) -> LabeledImage:
+    if frame is None:
+        return image
+    time_ms, scene = frame
+    return replace(image, image_uri=frame_uri(stretch.image_uri, time_ms), frame_time_ms=time_ms, scene=scene)
+
+
 def load_model(run: Run) -> Bundle[OnnxNetwork]:
     """The run's model in this process, on one CPU."""
     with bundle.local_copy(run.storage, run.model) as folder:
@@ -196,30 +244,33 @@ def count(images: Sequence[LabeledImage]) -> dict[str, int]:
 
 
 def staging_table(manifest: pa.Table, images: Sequence[LabeledImage], provenance: Mapping[str, str], inputs: Sequence[str]) -> pa.Table:
-    """Join rows of the manifest with what became of their images, column by column: rows of dicts would cost more than detection.
+    """Join rows of the manifest, one for each image, with what became of them, column by column: rows of dicts cost more than detection.
 
     `provenance` holds model_version, detector_version, run_id and model_name.
     """
-    sizes = [listed if image.size_bytes is None else image.size_bytes for listed, image in zip(_listed(manifest), images, strict=True)]
-    uris = manifest["image_uri"].to_pylist()
-    paths = [relative_path(inputs, *uri) for uri in zip(uris, manifest["archive_uri"].to_pylist(), strict=True)]
+    sizes = [
+        size if image.size_bytes is None else image.size_bytes
+        for size, image in zip(manifest["size_bytes"].to_pylist(), images, strict=True)
+    ]
+    listed = manifest["image_uri"].to_pylist()
+    uris = [image.image_uri or uri for image, uri in zip(images, listed, strict=True)]
+    paths = [relative_path(inputs, *uri) for uri in zip(listed, manifest["archive_uri"].to_pylist(), strict=True)]
     columns: dict[str, Any] = {
         **image_columns(images),
-        **{name: manifest[name] for name in ("row_number", "image_uri", "modified_at", "etag")},
+        **{name: manifest[name] for name in ("row_number", "modified_at", "etag")},
+        "image_uri": uris,
         "size_bytes": sizes,
         "image_id": [image_id(uri) for uri in uris],
         "relative_path": paths,
         "folder": [path.rpartition("/")[0] for path in paths],
+        "video_uri": [uri if is_film(uri) else None for uri in listed],
+        **{name: [getattr(image, name) for image in images] for name in ("frame_time_ms", "scene")},
         **{name: [value] * len(images) for name, value in provenance.items()},
         "labeled_at": [datetime.datetime.now(datetime.UTC)] * len(images),
         "schema_version": [SCHEMA_VERSION] * len(images),
         "faces": nested_faces(images),
     }
     return conform(pa.table({name: _array(values, STAGING.field(name).type) for name, values in columns.items()}), STAGING)
-
-
-def _listed(manifest: pa.Table) -> list[int | None]:
-    return list(manifest["size_bytes"].to_pylist())
 
 
 def _array(values: Any, kind: pa.DataType) -> Any:

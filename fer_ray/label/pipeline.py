@@ -102,7 +102,7 @@ def _label(
     tally = actor.remote(begun)
 
     models = None if make_labeler else start_models(run)
-    images = sum(part.rows for part in parts)
+    images = sum(part.images for part in parts)
     blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // MIN_IMAGES_PER_TASK, MAX_TASKS)))
     step = LabelParts(run, plan, tally, make_labeler or functools.partial(_make_labeler, models))
     start = ray.remote(num_cpus=1)(_start)

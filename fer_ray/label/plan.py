@@ -1,4 +1,4 @@
-"""What a run must label: a plan that is made once and holds one row per image.
+"""What a run must label: a plan that is made once and holds one row per image, and one for each stretch of a film.
 
     _manifest/<run_id>/plan.json             the plan: written last, by the first of those who plan the same run
     _manifest/<run_id>/<attempt>/0.parquet   a million images a file; each row group is a part, the unit of work
@@ -22,26 +22,33 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fer_ray.errors import StorageError, UsageError
+from fer_ray.io.inputs import is_film
 from fer_ray.io.storage import join
 from fer_ray.label.incremental import Counts, known_images
 from fer_ray.schema import LISTING, MANIFEST, ImageEntry
+from fer_ray.text import plural
+from fer_ray.video.stretches import Cutter
 
 if TYPE_CHECKING:
     from fer_ray.label.run import Run
 
 ROWS_PER_FILE = 1_000_000
-MIN_PART_ROWS = 64  # the first parts of a run, a batch of faces each: a short run keeps every process busy, and a kill costs little
-MAX_PART_ROWS = 512
+MIN_PART_IMAGES = 64  # the first parts of a run, a batch of faces each: a short run keeps every process busy, and a kill costs little
+MAX_PART_IMAGES = 512
 PLAN_FILE = "plan.json"
 SAMPLE_PARTS = 8  # from all over the manifest, two images each
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was decided when the run first started. `attempt` names the folder of the manifest and of what is staged."""
+    """What was decided when the run first started. `attempt` names the folder of the manifest and of what is staged.
+
+    `images` are the rows of the manifest, each an image or a stretch of a film.
+    """
 
     request: dict[str, Any]
     run_date: str
@@ -51,17 +58,27 @@ class Plan:
     skipped: int
     files: int
     ignored: int = 0
+    films: int = 0  # that read
+    stretches: int = 0  # of these; the other rows are an image each
+    frames: int = 0  # in these, as expected
     signed: bool = False  # whether images are asked for by signed addresses, which only the lists hold
+
+    def described(self) -> str:
+        """`1,200 images and 3 films (about 900 frames)`."""
+        images = self.images - self.stretches
+        films = f"{plural(self.films, 'film')} (about {plural(self.frames, 'frame')})"
+        return " and ".join([*([plural(images, "image")] if images or not self.films else []), *([films] if self.films else [])])
 
 
 @dataclass(frozen=True)
 class Part:
-    """A row group of a manifest file: `rows` images from `first_row` on, counted over the whole run."""
+    """A row group of a manifest file: `rows` rows from `first_row` on, counted over the whole run, with so many `images` as expected."""
 
     file: int
     group: int
     first_row: int
     rows: int
+    images: int
 
     @property
     def name(self) -> str:
@@ -86,11 +103,13 @@ def write_plan(run: Run, due: Iterable[pa.Table], counts: Counts, started_at: da
     """Write the manifest and then the plan; gives the plan that counts, which is another's if one was faster."""
     attempt = uuid.uuid4().hex[:12]
     images, files = 0, 0
-    parts = _parts(due)
+    cutter = Cutter(run.film_settings)
+    parts = _parts(cutter.cut(due))
     for number in itertools.count():
         first = next(parts, None)
         if first is None:
             break
+        rows_here = 0
         with ExitStack() as stack:
             path = stack.enter_context(run.storage.writing(_manifest_file(run, attempt, number)))
             writer = stack.enter_context(pq.ParquetWriter(path, MANIFEST, compression="zstd"))
@@ -98,7 +117,8 @@ def write_plan(run: Run, due: Iterable[pa.Table], counts: Counts, started_at: da
                 rows = pa.array(range(images, images + len(part)), pa.int64())
                 writer.write_table(part.add_column(0, MANIFEST.field("row_number"), rows).cast(MANIFEST), len(part))
                 images += len(part)
-                if images >= (number + 1) * ROWS_PER_FILE:
+                rows_here += len(part)
+                if rows_here >= ROWS_PER_FILE and not _breaks_off_in_film(part):
                     break
         files = number + 1
     plan = Plan(
@@ -110,6 +130,9 @@ def write_plan(run: Run, due: Iterable[pa.Table], counts: Counts, started_at: da
         counts.known,
         files,
         counts.ignored,
+        cutter.films,
+        cutter.stretches,
+        cutter.frames,
         bool(run.storage.signed),
     )
     if run.storage.write(run.plan_file, (json.dumps(dataclasses.asdict(plan), indent=2) + "\n").encode(), replace=False):
@@ -125,10 +148,11 @@ def read_parts(run: Run, plan: Plan) -> list[Part]:
     parts: list[Part] = []
     for file in range(plan.files):
         with open_manifest(run, plan, file) as opened:
-            groups = opened.metadata
-            for group in range(groups.num_row_groups):
+            for group in range(opened.metadata.num_row_groups):
                 first = parts[-1].first_row + parts[-1].rows if parts else 0
-                parts.append(Part(file, group, first, groups.row_group(group).num_rows))
+                rows = opened.metadata.row_group(group).num_rows
+                images = _images_of(opened.read_row_group(group, columns=["frames"])) if plan.stretches else rows
+                parts.append(Part(file, group, first, rows, images))
     return parts
 
 
@@ -146,7 +170,8 @@ def sample_images(run: Run) -> Iterator[ImageEntry]:
         for part in parts[:: max(1, len(parts) // SAMPLE_PARTS)]:
             with open_manifest(run, plan, part.file) as opened:
                 rows = opened.read_row_group(part.group, columns=LISTING.names).to_pylist()
-            yield from (ImageEntry(**rows[place]) for place in sorted({0, len(rows) // 2}))
+            rows = [row for row in rows if not is_film(row["image_uri"])]
+            yield from (ImageEntry(**rows[place]) for place in sorted({0, len(rows) // 2}) if rows)
     yield from known_images(run.storage, run.output)
 
 
@@ -179,15 +204,28 @@ def _parts(due: Iterable[pa.Table]) -> Iterator[pa.Table]:
     for table in due:
         buffered.append(table)
         held = pa.concat_tables(buffered).combine_chunks()
-        while len(held) >= (size := _part_size(start)):
-            yield held.slice(0, size)
-            held, start = held.slice(size), start + size
+        while rows := _rows_of(held, min(max(start // 32, MIN_PART_IMAGES), MAX_PART_IMAGES)):
+            yield held.slice(0, rows)
+            start += _images_of(held.slice(0, rows))
+            held = held.slice(rows)
         buffered = [held]
     if len(held):
         yield held
 
 
-def _part_size(first_row: int) -> int:
-    """Rows of the part at a row; parts never reach over the end of a manifest file."""
-    size = min(max(first_row // 32, MIN_PART_ROWS), MAX_PART_ROWS)
-    return min(size, ROWS_PER_FILE - first_row % ROWS_PER_FILE)
+def _rows_of(table: pa.Table, images: int) -> int:
+    """The first rows that hold so many images, as far as is expected; 0 where all hold fewer."""
+    if table["frames"].null_count == len(table):
+        return images if len(table) >= images else 0
+    sums = pc.cumulative_sum(table["frames"].fill_null(1)).to_numpy()
+    place = int(sums.searchsorted(images))
+    return place + 1 if place < len(table) else 0
+
+
+def _images_of(rows: pa.Table) -> int:
+    return int(pc.sum(rows["frames"].fill_null(1)).as_py() or 0)
+
+
+def _breaks_off_in_film(part: pa.Table) -> bool:
+    """Whether more of a film comes after these rows: a film stays in one file, where it is looked at as a whole in the end."""
+    return part["end_ms"][-1].as_py() is not None

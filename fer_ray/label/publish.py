@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -41,8 +42,8 @@ def publish_tables(run: Run, plan: Plan) -> Counter[str]:
     counts: Counter[str] = Counter()
     for found in [write_tables(run, plan, by_file[0])] if plan.files == 1 else _write_with_ray(run, plan, by_file):
         counts.update(found)
-    if counts["images_total"] != plan.images:
-        raise PublishError(f"Run {run.run_id} has {counts['images_total']:,} rows for {plan.images:,} images: start it again.")
+    if (planned := counts.pop("planned")) != plan.images:
+        raise PublishError(f"Run {run.run_id} has {planned:,} rows for {plan.images:,} images: start it again.")
     remove_stray_tables(run, plan.files)
     errors = Counter({key: n for key, n in counts.items() if key.startswith("error:")})
     return counts - errors + Counter(dict(errors.most_common(TOP_ERRORS)))
@@ -60,12 +61,12 @@ def _write_with_ray(run: Run, plan: Plan, by_file: Sequence[Sequence[Part]]) -> 
 
 def write_tables(run: Run, plan: Plan, parts: Sequence[Part]) -> Counter[str]:
     """Write the files of both tables for one file of the manifest; memory holds about 100,000 rows."""
-    counts: Counter[str] = Counter()
+    counts = Counter(planned=sum(part.rows for part in parts))
     number = parts[0].file
     with ExitStack() as stack:
         paths = [stack.enter_context(run.storage.writing(table_file(run, table, number))) for table in ("images", "faces")]
         with _writer(paths[0], IMAGES) as image_writer, _writer(paths[1], FACES) as face_writer:
-            for rows in _verified(run, plan, parts):
+            for rows in _without_repeated_troubles(_verified(run, plan, parts)):
                 faces = _flat_faces(rows)
                 image_writer.write_table(conform(rows, IMAGES), ROWS_PER_GROUP)
                 face_writer.write_table(faces, ROWS_PER_GROUP)
@@ -140,20 +141,46 @@ def _verified(run: Run, plan: Plan, parts: Sequence[Part]) -> Iterator[pa.Table]
     count = 0
     with open_manifest(run, plan, parts[0].file) as manifest:
         for part in parts:
-            expected = manifest.read_row_group(part.group, columns=["row_number", "image_uri"])
+            names = ["row_number", "image_uri", *(["start_ms"] if plan.stretches else [])]
             rows = _staged(run, plan, part)
-            if not rows.select(["row_number", "image_uri"]).equals(expected):
+            if not _is_whole(rows, manifest.read_row_group(part.group, columns=names)):
                 raise PublishError(
                     f"Staging of run {run.run_id} does not match its manifest from row {part.first_row} on: "
                     f"remove {staged_file(run, plan, part)} and start the run again."
                 )
             held.append(rows)
             count += len(rows)
-            if count + part.rows > ROWS_PER_GROUP:
+            if count + part.images > ROWS_PER_GROUP:
                 yield pa.concat_tables(held)
                 held, count = [], 0
     if held:
         yield pa.concat_tables(held)
+
+
+def _is_whole(rows: pa.Table, expected: pa.Table) -> bool:
+    """Whether every image that was planned is there, once and in order; a stretch that is not a film's first may have given no frame."""
+    if "start_ms" not in expected.column_names or expected["start_ms"].null_count == len(expected):
+        return bool(rows.select(["row_number", "image_uri"]).equals(expected.select(["row_number", "image_uri"])))
+    places = rows["row_number"].to_numpy() - expected["row_number"][0].as_py()
+    if len(places) and (places.min() < 0 or places.max() >= len(expected) or (np.diff(places) < 0).any()):
+        return False
+    found, starts = np.bincount(places, minlength=len(expected)), expected["start_ms"]
+    is_image, is_first = starts.is_null().to_numpy(), pc.equal(starts, 0).fill_null(False).to_numpy()
+    named = pc.coalesce(rows["video_uri"], rows["image_uri"])
+    return bool((found[is_image] == 1).all() and (found[is_first] > 0).all() and named.equals(expected["image_uri"].take(pa.array(places))))
+
+
+def _without_repeated_troubles(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows, with one at most for each film that says what is the matter with it: every stretch may have found it."""
+    told = None
+    for rows in tables:
+        is_trouble = pc.and_(rows["video_uri"].is_valid(), rows["frame_time_ms"].is_null()).to_numpy()
+        kept = np.ones(len(rows), bool)
+        for place in np.flatnonzero(is_trouble):
+            film = rows["video_uri"][int(place)].as_py()
+            kept[place] = film != told
+            told = film
+        yield rows if kept.all() else rows.filter(pa.array(kept))
 
 
 def _staged(run: Run, plan: Plan, part: Part) -> pa.Table:

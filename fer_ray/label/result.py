@@ -71,7 +71,8 @@ class LabeledImage:
 
     `format` and what the camera recorded (`taken_at` by its clock, `taken_offset_minutes` ahead of UTC) are None where they are not
     known, latitude and longitude also without the option `location`.
-    `image_uri` is the path or address that was given, None for an image that came without one. An answer of `Labeler.label`
+    `image_uri` is the path or address that was given, None for an image that came without one. A frame of a film has its time in
+    it, and the colours of its scene. An answer of `Labeler.label`
     holds on to what it was given (a path, the bytes, the pixels), so that it can be drawn and cut.
     """
 
@@ -91,6 +92,8 @@ class LabeledImage:
     camera_model: str | None = None
     latitude: float | None = None
     longitude: float | None = None
+    frame_time_ms: int | None = None
+    scene: bytes | None = field(default=None, repr=False)
     _read_again: Callable[[], DecodedImage] | None = field(default=None, repr=False, compare=False)
 
     def draw(self) -> Image.Image:

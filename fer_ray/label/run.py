@@ -25,6 +25,10 @@ from fer_ray.label.plan import PLAN_FILE, Plan, read_plan
 from fer_ray.models import bundle
 from fer_ray.schema import RUNS
 from fer_ray.text import sanitize
+from fer_ray.video.stretches import rate_of
+from fer_ray.video.worker import FilmSettings
+
+_ADDED = ("include", "exclude", "video_fps", "max_video_hours")  # since 0.1: they stand in a request where they say something
 
 _LATER_OPTIONS = frozenset(("location",))  # part of the request where they are on: what older versions planned is taken up
 
@@ -45,9 +49,8 @@ class Run:
     @property
     def request(self) -> dict[str, Any]:
         """What decides the result of a run; a run id belongs to one such request."""
-        chosen = {name: list(getattr(self.config, name)) for name in ("include", "exclude")}
         return {
-            **{name: patterns for name, patterns in chosen.items() if patterns},
+            **_unusual(self.config),
             "input": list(self.inputs),
             "model": self.model_version,
             "limit": self.config.limit,
@@ -59,6 +62,20 @@ class Run:
     def model_name(self) -> str:
         """What people call the model: the name of its folder, which for a bundled one is the name it is asked for by."""
         return PurePosixPath(self.model).name
+
+    @property
+    def film_settings(self) -> FilmSettings:
+        """How the films of the run are read."""
+        config, options = self.config, self.config.labeling
+        return FilmSettings(
+            self.storage,
+            self.inputs,
+            config.wait_for_store,
+            options.max_megapixels,
+            options.detector_side * 3 // 2,
+            config.max_video_hours,
+            rate_of(config.video_fps),
+        )
 
     @property
     def input_uri(self) -> str:
@@ -114,6 +131,12 @@ def identify(config: LabelConfig) -> Run:
         raise UsageError(str(error)) from error
 
 
+def _unusual(config: LabelConfig) -> dict[str, Any]:
+    usual = {field.name: field.default for field in dataclasses.fields(LabelConfig)}
+    chosen = {name: getattr(config, name) for name in _ADDED if getattr(config, name) != usual[name]}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+
+
 def name_run(unnamed: Run) -> Run:
     """The run under the id and date that were asked for, or of the unfinished run of the same request, or under a new id.
 
@@ -156,7 +179,7 @@ def _check_same_request(run: Run) -> Run:
         return run
     if run.config.run_date and run_date != run.run_date:
         raise UsageError(f"The run id {run.run_id} was used with another run date ({run_date}): choose another run id.")
-    different = [name for name in {**run.request, "include": None, "exclude": None} if request.get(name) != run.request.get(name)]
+    different = [name for name in (*run.request, *_ADDED) if request.get(name) != run.request.get(name)]
     if different:
         name = different[0]
         change = f"{request.get(name)!r}, now {run.request.get(name)!r}"

@@ -31,7 +31,7 @@ class Readable(Protocol):
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Image.Image | AnyArray
 # What is left of these forms once they are checked: a URI, encoded bytes, pixels, or why there are none.
-Source: TypeAlias = str | bytes | Image.Image | UInt8Array | ImageError
+Source: TypeAlias = str | bytes | Image.Image | UInt8Array | DecodedImage | ImageError
 
 
 def is_many(images: Any) -> TypeGuard[Iterable[ImageLike]]:
@@ -96,6 +96,8 @@ def decode_source(source: Source, content: bytes | None, max_megapixels: float, 
     """
     if content is not None:
         return decode(content, max_megapixels, enough_pixels)
+    if isinstance(source, DecodedImage):
+        return source
     if isinstance(source, Image.Image):
         return decode_pillow(source, max_megapixels)
     return decode_array(np.asarray(source, np.uint8))

@@ -20,7 +20,7 @@ from fer_ray.errors import MemoryShortError
 from fer_ray.label import pipeline
 from fer_ray.label.incremental import Counts, find_due
 from fer_ray.label.parts import MAX_STARTS, PartLabeler
-from fer_ray.label.plan import MIN_PART_ROWS, Part, Plan, read_parts, staged_file, write_plan
+from fer_ray.label.plan import MIN_PART_IMAGES, Part, Plan, read_parts, staged_file, write_plan
 from fer_ray.label.run import Run, identify
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def test_a_machine_that_is_short_of_memory_is_tried_with_fewer_workers_and_then_
     photographs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "in").mkdir()
-    for number in range(MIN_PART_ROWS * 4):
+    for number in range(MIN_PART_IMAGES * 4):
         (tmp_path / "in" / f"{number}.jpg").symlink_to(photographs["grace_hopper"])
     run, plan, parts = planned(tmp_path)
     tries: list[tuple[int, int]] = []
