@@ -96,6 +96,7 @@ class Storage:
         bare = without_secret(whole)
         if bare != whole:
             self.signed[bare] = whole
+            self.signed[bare.partition("#")[0]] = whole.partition("#")[0]  # the archive that it lies in
         return bare
 
     def list_files(self, folder: str, excluded: str | None = None) -> Iterator[ImageEntry]:

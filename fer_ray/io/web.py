@@ -35,6 +35,7 @@ ATTEMPTS = 5  # to read a file, with waits of 4 to 8 s together; a list of many 
 SECONDS_BEFORE_RETRY = 0.5  # doubled each time
 MAX_REDIRECTS = 5
 MAX_WHOLE_FILE = 256 << 20  # bytes of a tar or list that can only be read at once
+_ARCHIVES = (".tar", ".zip")  # what follows a `#` behind these is the name of a file inside
 SERVERS = 64  # that connections are kept to
 CONNECTIONS = 32  # to one of them
 
@@ -132,14 +133,24 @@ def check_address(uri: str) -> str:
 
 
 def without_secret(uri: str) -> str:
-    """The address of a file without what signs it, which is another one every night."""
+    """The address of a file without what signs it, which is another one every night; so two signatures of one file are one image.
+
+    What follows a `#` is looked at too: a token that some sign-ins leave there, a query behind a name inside an archive.
+    """
     address, mark, fragment = uri.partition("#")
     path, question, query = address.partition("?")
+    name, again, inner = fragment.partition("?")
+    name = name if path.lower().endswith(_ARCHIVES) else _unsigned("", name)
+    return path + _unsigned(question, query) + (mark + name if name else "") + _unsigned(again, inner)
+
+
+def _unsigned(mark: str, query: str) -> str:
+    """The mark and the query, without what signs the address where something does."""
     parts = {part: urllib.parse.unquote(part.partition("=")[0]).strip().lower() for part in query.split("&")}
-    if any(map(_SECRET.fullmatch, parts.values())):
-        kept = [part for part, name in parts.items() if not _SECRET.fullmatch(name) and not _BESIDE_A_SIGNATURE.fullmatch(name)]
-        address = path + (question + "&".join(kept) if kept else "")
-    return address + mark + fragment
+    if not any(map(_SECRET.fullmatch, parts.values())):
+        return mark + query
+    kept = [part for part, name in parts.items() if not _SECRET.fullmatch(name) and not _BESIDE_A_SIGNATURE.fullmatch(name)]
+    return mark + "&".join(kept) if kept else ""
 
 
 def _body(answer: urllib3.BaseHTTPResponse, uri: str, limit: float, length: int | None, etag: str | None) -> bytes:

@@ -21,7 +21,7 @@ from fer_ray.vision import tiff
 from fer_ray.vision.capture import NOTHING_RECORDED, Capture, read_capture, read_capture_of_raw
 from fer_ray.vision.formats import Format, format_of
 from fer_ray.vision.jpeg import MAX_SCANS, JpegHeader, count_scans, decode_jpeg, largest_jpeg, read_header, turn_upright
-from fer_ray.vision.pillow_formats import decode_with_pillow, load, orientation_of_image
+from fer_ray.vision.pillow_formats import decode_gray_with_alpha, decode_with_pillow, load, orientation_of_image
 from fer_ray.vision.pixels import RESULT_BYTES, check_bytes, check_pixels, stored_bytes, to_bgr
 
 _REDUCTIONS = (2, 4, 8)
@@ -139,6 +139,8 @@ def _decode_tiff(content: bytes, max_megapixels: float, enough_pixels: int) -> D
 
 def _decode_page(content: bytes, page: tiff.Directory, max_megapixels: float) -> UInt8Array:
     content = tiff.with_first(content, page)
+    if page.is_deep_with_alpha:
+        return decode_gray_with_alpha(content, page, max_megapixels)
     if page.is_deep_negative:
         return 255 - decode_with_pillow(tiff.as_positive(content, page), Format.TIFF, max_megapixels, page)[0]
     return decode_with_pillow(content, Format.TIFF, max_megapixels, page)[0]

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import pillow_heif
 from PIL import Image, ImageFile
 
@@ -15,7 +16,7 @@ from fer_ray.vision.codestreams import item_pixels, jpeg2000_bytes
 from fer_ray.vision.formats import Format
 from fer_ray.vision.jpeg import turn_upright
 from fer_ray.vision.pixels import RESULT_BYTES, check_bytes, check_pixels, is_dark, join_bytes, stored_bytes, to_bgr
-from fer_ray.vision.tiff import Directory
+from fer_ray.vision.tiff import Directory, as_four_bytes, samples_of
 
 pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
@@ -23,6 +24,7 @@ _ORIENTATION = 0x0112
 # What decoding takes for a pixel at its peak, measured with 4:4:4 and 10 bits; JPEG 2000 and TIFF are counted from their headers.
 _LOADING_BYTES = {Format.WEBP: 17, Format.AVIF: 16, Format.HEIF: 16, Format.GIF: 2}
 _ALPHA_BYTES = 5  # more, in AVIF and HEIF
+_GRAY_ALPHA_BYTES = 24  # for a pixel of TIFF with two samples of 16 bits
 _PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"))
 _PNG_PROFILE = "Raw profile type exif"
 _PNG_TEXTS = (b"XML:com.adobe.xmp\0", f"{_PNG_PROFILE}\0".encode())  # these name the orientation
@@ -44,6 +46,26 @@ def decode_with_pillow(
         pixels, orientation, exif, xmp = _decode_stored(_first_picture(content, kind), kind, max_megapixels, page)
     check_bytes(2 * RESULT_BYTES * pixels.shape[0] * pixels.shape[1], (pixels.shape[1], pixels.shape[0]))
     return turn_upright(pixels, orientation), exif, xmp
+
+
+def decode_gray_with_alpha(content: bytes, page: Directory, max_megapixels: float) -> UInt8Array:
+    """Upright BGR pixels of a TIFF with two samples of 16 bits for each pixel, over white where the second is alpha.
+
+    Raises:
+        ImageError: `too_large`.
+        Exception: whatever Pillow raises for a broken file.
+    """
+    with Image.open(io.BytesIO(as_four_bytes(content, page)), formats=(Format.TIFF.value,)) as image:
+        check_pixels(image.size, max_megapixels)
+        check_bytes(_GRAY_ALPHA_BYTES * image.width * image.height, image.size)
+        load(image)
+        samples = samples_of(np.array(image), content, page)
+    gray, alpha = (to_bgr(Image.fromarray(np.ascontiguousarray(samples[..., place]))) for place in (0, 1))
+    if page.is_negative:
+        gray = 255 - gray
+    if page.has_alpha:
+        gray = to_bgr(Image.fromarray(np.dstack([gray, alpha[..., 0]])))
+    return turn_upright(gray, page.orientation)
 
 
 def load(image: Image.Image) -> None:

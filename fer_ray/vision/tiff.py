@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+
+from fer_ray.typing import AnyArray, UInt8Array
 
 MAX_DIRECTORIES = 1000  # pages and pictures inside pages
 MAX_VALUES = 1 << 20  # numbers in one tag; each takes 36 bytes as a Python object
@@ -18,11 +23,13 @@ _ORIENTATION = 274
 _SAMPLES = 277
 _PLANES = 284
 _ROWS_PER_STRIP = 278
+_PREDICTOR = 317
 _TILE_WIDTH = 322
 _TILE_HEIGHT = 323
 _SUB_DIRECTORIES = 330
+_EXTRA_SAMPLES = 338
 _PICTURE = (_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES)
-_KEPT = frozenset((*_PICTURE, _PLANES, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SUB_DIRECTORIES))
+_KEPT = frozenset((*_PICTURE, _PLANES, _ROWS_PER_STRIP, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _SUB_DIRECTORIES, _EXTRA_SAMPLES))
 _MASK = 4  # the subfile is a mask for transparency, no picture
 _OLD_JPEG = 6
 # None, CCITT, LZW, JPEG, Deflate, 16 bits padded, PackBits, LZMA, Zstandard, WebP; the RAWs' own are left out.
@@ -86,6 +93,27 @@ class Directory:
         return self.first(_PHOTOMETRIC, 1) == 0 and self.tags.get(_BITS) == (16,)
 
     @property
+    def is_deep_with_alpha(self) -> bool:
+        """Whether it is gray in 16 bits with a second sample for each pixel, which Pillow does not know."""
+        is_gray = self.first(_PHOTOMETRIC, 1) in (0, 1) and self.first(_SAMPLES) == 2 and self.first(_PLANES, 1) == 1
+        return is_gray and set(self.tags.get(_BITS, ())) == {16}
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether white is zero."""
+        return self.first(_PHOTOMETRIC, 1) == 0
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the sample beside the colours says how transparent a pixel is; else it says nothing that is known."""
+        return self.first(_EXTRA_SAMPLES, 2) != 0
+
+    @property
+    def columns_of_differences(self) -> int:
+        """How many columns hold differences to the one before, behind a first one that does not; 0 where none do."""
+        return (self.first(_TILE_WIDTH) or self.first(_WIDTH)) if self.first(_PREDICTOR, 1) == 2 else 0
+
+    @property
     def has_deep_planes(self) -> bool:
         """Whether samples of 16 bits lie in a plane for each colour: Pillow reads these right only where they are packed."""
         return self.first(_PLANES) == 2 and self.first(_SAMPLES) > 1 and self.first(_BITS) == 16
@@ -139,10 +167,35 @@ def with_first(content: bytes, directory: Directory) -> bytes:
 
 def as_positive(content: bytes, directory: Directory) -> bytes:
     """The same file, in which this directory says that black is zero."""
-    order, is_big = _byte_order(content), content[2:4] in (b"+\0", b"\0+")
-    entry = struct.pack(order + ("HHQ" if is_big else "HHI"), _PHOTOMETRIC, 3, 1)
-    at = content.index(entry, directory.offset) + len(entry)
-    return content[:at] + struct.pack(order + "H", 1) + content[at + 2 :]
+    return _with_values(content, directory, {_PHOTOMETRIC: 1})
+
+
+def as_four_bytes(content: bytes, directory: Directory) -> bytes:
+    """The same file, in which the two samples of 16 bits are four of 8, not turned: their bytes come as they are stored."""
+    values = {_BITS: 8, _PHOTOMETRIC: 2, _SAMPLES: 4, _ORIENTATION: 1, _PREDICTOR: 1, _EXTRA_SAMPLES: 2}
+    return _with_values(content, directory, values)
+
+
+def samples_of(pixels: UInt8Array, content: bytes, directory: Directory) -> AnyArray:
+    """The samples (h, w, 2) uint16 of four bytes (h, w, 4) that were decoded `as_four_bytes`."""
+    samples = pixels.view(f"{_byte_order(content)}u2").astype(np.uint16)
+    width = directory.columns_of_differences
+    for left in range(0, samples.shape[1] if width else 0, width or 1):
+        block = samples[:, left : left + width]
+        np.cumsum(block, axis=1, dtype=np.uint16, out=block)
+    return samples
+
+
+def _with_values(content: bytes, directory: Directory, values: Mapping[int, int]) -> bytes:
+    """The same file with these numbers in the directory, where it has such tags."""
+    changed, order, is_big = bytearray(content), _byte_order(content), content[2:4] in (b"+\0", b"\0+")
+    start, entry_bytes = directory.offset + (8 if is_big else 2), 20 if is_big else 12
+    (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), content, directory.offset)
+    for entry in range(start, start + count * entry_bytes, entry_bytes):
+        (tag,) = struct.unpack_from(order + "H", content, entry)
+        if tag in values:
+            struct.pack_into(order + ("HHQH6x" if is_big else "HHIH2x"), changed, entry, tag, 3, 1, values[tag])
+    return bytes(changed)
 
 
 def orientation_of(exif: bytes) -> int:

@@ -135,6 +135,8 @@ def peaks() -> Iterator[tuple[str, bytes]]:
     yield "JPEG2000", encoded(alpha, "JPEG2000")
     yield "TIFF", encoded(alpha, "TIFF", compression="tiff_adobe_deflate", tiffinfo={274: 6, 278: side})
     yield "TIFF of floats", encoded(photo.convert("F"), "TIFF", compression="tiff_adobe_deflate", tiffinfo={278: side})
+    two = page(side, side, {258: (SHORT, (16, 16)), 277: (SHORT, (2,)), 317: (SHORT, (2,)), 274: (SHORT, (6,))}, photometric=1)
+    yield "TIFF of gray and alpha", tiff(two | {279: (LONG, (4 * side**2,))}, data=deep[..., :2].tobytes())
     yield "GIF", encoded(photo.quantize(16), "GIF", transparency=1)
     yield "PPM", encoded(Image.fromarray(deep[..., 0] * 257), "PPM")
     yield "BMP", encoded(alpha, "BMP")

@@ -105,6 +105,28 @@ def test_planes_of_sixteen_bits_are_right_or_refused() -> None:
     assert np.abs(image.pixels[0, 0].astype(int) - np.array([10000, 30000, 60000]) / 257).max() <= 1
 
 
+@pytest.mark.parametrize("side", [64, 32])
+@pytest.mark.parametrize("compression", [1, 8])
+def test_gray_of_sixteen_bits_with_alpha_lies_over_white(compression: int, side: int) -> None:
+    """As scanners write it: bare, or packed as differences, in one strip or in tiles."""
+    gray = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    samples = np.dstack([gray, np.where(np.arange(64) < 16, 0, 65535).astype(np.uint16) + np.zeros_like(gray)])
+    blocks = [samples[top : top + side, left : left + side] for top in range(0, 64, side) for left in range(0, 64, side)]
+    if compression == 8:
+        blocks = [np.diff(block, axis=1, prepend=np.zeros_like(block[:, :1])) for block in blocks]
+    packed = [zlib.compress(block.tobytes()) if compression == 8 else block.tobytes() for block in blocks]
+    places, lengths = tuple(8 + sum(map(len, packed[:n])) for n in range(len(packed))), tuple(map(len, packed))
+    tags = page(64, 64, {258: (SHORT, (16, 16)), 277: (SHORT, (2,)), 338: (SHORT, (2,))}, photometric=1, compression=compression)
+    tags |= {273: (LONG, places), 279: (LONG, lengths), 274: (SHORT, (3,)), 317: (SHORT, (2 if compression == 8 else 1,))}
+    if side < 64:
+        tags |= {322: (LONG, (side,)), 323: (LONG, (side,)), 324: tags.pop(273), 325: tags.pop(279)}
+        tags.pop(278)
+    image = decode(tiff(tags, data=b"".join(packed)), 100, 720)
+    wanted = gray / 257
+    wanted[:, :16] = 255
+    assert np.abs(image.pixels[..., 0] - wanted[::-1, ::-1]).max() <= 1, "turned by half"
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_nearly_square_photograph_keeps_its_width_and_height(orientation: int) -> None:
     exif = Image.Exif()
