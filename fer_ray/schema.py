@@ -115,12 +115,14 @@ _VERSIONS = [
 ]
 _SCHEMA_VERSION_FIELD = _required("schema_version", pa.int32(), "version of these columns, raised when one is added")
 _MODEL_NAME = _since_2("model_name", pa.string(), "the name that the model was asked for by, such as ferplus, or of its folder")
+_CROPS_RUN = _since_2("crops_run_id", pa.string(), "the run that kept the crops of the image's faces, as in crops; null where none did")
 _PROVENANCE = [
     *_VERSIONS,
     _required("run_id", pa.string(), "the run that wrote the row, as in runs"),
     _required("labeled_at", _TIMESTAMP, "when the image was labeled"),
     _SCHEMA_VERSION_FIELD,
     _MODEL_NAME,
+    _CROPS_RUN,
 ]
 
 LISTING = pa.schema(
@@ -205,6 +207,22 @@ FACES = pa.schema([*_IDENTITY, *_FACE_FIELDS, *_PROVENANCE, *_FACE_FIELDS_2, *_I
 FACE_STRUCT = pa.struct([*_FACE_FIELDS, *_FACE_FIELDS_2])
 _STAGED = [_required("faces", pa.list_(FACE_STRUCT)), _optional("scene", pa.binary())]  # the colours of a frame, as in `video.frames`
 STAGING = pa.schema([_required("row_number", pa.int64()), *IMAGES, *_STAGED])
+
+_CROP_FIELDS = [
+    _required("jpeg", pa.binary(), "the face with its surroundings, cut out upright, as a JPEG"),
+    *(_required(f"box_{part}", pa.float32(), f"{edge} of the face's box, pixels of the crop") for part, edge in _BOX.items()),
+]
+CROP_STRUCT = pa.struct(_CROP_FIELDS)
+CROPS = pa.schema(
+    [
+        _IDENTITY[1],
+        _FACE_FIELDS[0],
+        *_CROP_FIELDS,
+        _required("run_id", pa.string(), "the run that kept the crop, crops_run_id in images and faces"),
+        _SCHEMA_VERSION_FIELD,
+    ]
+)
+STAGING_WITH_CROPS = STAGING.append(_required("crops", pa.list_(CROP_STRUCT)))
 
 _IMAGE_COUNTS = {
     "total": "images labeled, one row each in images",

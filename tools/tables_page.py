@@ -9,7 +9,7 @@ from string import Template
 import pyarrow as pa
 
 from fer_ray.reporting.responsible_use import RESPONSIBLE_USE
-from fer_ray.schema import FACES, IMAGES, RUNS, SCHEMA_VERSION, Status, meaning_of, since
+from fer_ray.schema import CROPS, FACES, IMAGES, RUNS, SCHEMA_VERSION, Status, meaning_of, since
 
 LINE_LENGTH = 100  # characters
 DOCUMENTS = Path(__file__).parents[1] / "docs"
@@ -46,6 +46,7 @@ $responsible_use
 <output>/
   images/run_date=2026-11-21/<run_id>-0.parquet    one row per image, whatever happened to it; a further file per million images
   faces/run_date=2026-11-21/<run_id>-0.parquet     one row per face
+  crops/run_date=2026-11-21/<run_id>-0.parquet     one row per face, of runs with --keep-crops
   runs/<run_id>.parquet                            one row per run, written last
   views/duckdb.sql, views/athena.sql               the views, ready to load; place-* names where they were written
   reports/<run_id>/report.html, aggregates.json    the run for people, and its sums for the reports of later runs
@@ -118,6 +119,14 @@ landmarks are the subject's own; `left_mouth` and `right_mouth` are the corners 
 
 $faces
 
+## crops
+
+One row per face of a run with `--keep-crops`, in the order of `faces`. They are pictures of people: whoever may not see the
+photographs may not see these. Rows of `faces` name the run that kept their crops: `crops_run_id` and `image_id` and `face_index` join
+them, also rows that `fer-ray relabel` wrote.
+
+$crops
+
 ## runs
 
 One row per run that was committed.
@@ -182,6 +191,7 @@ def tables_document() -> str:
         statuses="\n".join(f"| `{status}` | {meaning} |" for status, meaning in _STATUSES.items()),
         images=_columns(IMAGES, "date of the run, from the folder in the files"),
         faces=_columns(FACES, "date of the run, from the folder in the files"),
+        crops=_columns(CROPS, "date of the run, from the folder in the files"),
         runs=_columns(RUNS),
         queries="\n\n".join(f"### {title}\n\n{about}\n\n```sql\n{query}\n```" for title, about, query in example_queries()),
     )

@@ -87,6 +87,14 @@ _JOBS = (
         shows_progress=True,
     ),
     Job(
+        "relabel",
+        "Label the faces that `label --keep-crops` kept with another model, without their images.",
+        "fer_ray.config.relabel:RelabelConfig",
+        "fer_ray.relabel.job:relabel",
+        after_interruption="start the same command again to finish the run",
+        shows_progress=True,
+    ),
+    Job(
         "train",
         "Train an emotion model on labeled faces, calibrate it, and save it as a bundle.",
         "fer_ray.config.train:TrainConfig",

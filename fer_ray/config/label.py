@@ -114,6 +114,17 @@ class LabelConfig(StoresConfig):
         default=0, help="draw the faces of the first N images with any into reports/<run id>/faces.jpg", metavar="N", ge=0
     )
     thumbnails: bool = option(default=True, help="show sample faces in the run's report, cut again from the images")
+    keep_crops: bool = option(
+        default=False, help="keep each face's crop, about 3 kB, so that `fer-ray relabel` needs no images", kw_only=True
+    )
+    crop_pixels: int = option(
+        default=112,
+        help="longest side of a kept crop, of which the face takes five eighths; models that look closer want more",
+        metavar="PIXELS",
+        ge=48,
+        le=1024,
+        kw_only=True,
+    )
     max_error_share: float = option(
         default=0.5, help="exit with code 3 when more than this share of the images failed", metavar="SHARE", ge=0, le=1
     )

@@ -7,7 +7,8 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,8 +20,9 @@ from fer_ray.io.outages import wait_out
 from fer_ray.io.storage import join
 from fer_ray.label.estimate import estimate
 from fer_ray.label.incremental import Counts, find_due, read_signatures
-from fer_ray.label.local import are_few, label_few
+from fer_ray.label.local import FEW_IMAGES, are_few, label_few
 from fer_ray.label.outcome import describe, failure_of, known_and_ignored, raise_alarm, run_row, summarize
+from fer_ray.label.parts import PartWorker, make_part_labeler
 from fer_ray.label.plan import Part, Plan, read_parts, read_plan, remove_work, unfinished, write_plan
 from fer_ray.label.publish import clean_up, commit, publish_tables
 from fer_ray.label.report.event_log import RunLog
@@ -33,6 +35,21 @@ from fer_ray.text import plural, sanitize
 LOGGER = logging.getLogger(__name__)
 NEXT = "next: open %s in a browser"
 EVENT_SECONDS = 60.0  # between two events of progress in the log of the run, each of which writes the whole file
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the images of a run are found and labeled: from photographs unless said otherwise.
+
+    Args:
+        find_due: Gives the images that are due, and counts the others.
+        make: Makes what labels the parts in a process, of the run and its plan.
+        few: How many images go to processes without Ray.
+    """
+
+    find_due: Callable[[Run, Counts], Iterator[pa.Table]] = find_due
+    make: Callable[..., PartWorker] = make_part_labeler
+    few: int = FEW_IMAGES
 
 
 def label(config: LabelConfig, progress: Progress | None = None) -> tuple[dict[str, Any], int]:
@@ -72,16 +89,25 @@ def _label(config: LabelConfig, progress: Progress | None) -> tuple[dict[str, An
         if run.storage.stat(_page(run)) or _report(run, row):
             LOGGER.info(NEXT, _page(run))
     else:
-        row = _execute(run, progress or LogProgress())
+        row = execute(run, progress or LogProgress())
     tried = row["images_ok"] + row["images_no_face"] + row["images_failed"]  # the rest is archived
     summary, failed_share = summarize(run, row), row["images_failed"] / max(1, tried)
     return summary, EXIT_TOO_MANY_FAILED if failed_share > config.max_error_share else EXIT_DONE
 
 
-def _execute(run: Run, progress: Progress) -> dict[str, Any]:
+def execute(run: Run, progress: Progress, work: Work = Work()) -> dict[str, Any]:
+    """Plan the run or take up its plan, label what is due, and publish it.
+
+    Returns:
+        The run's row in `runs`.
+
+    Raises:
+        UsageError: the input cannot be used.
+        FerRayError: the run stopped; the same command resumes it.
+    """
     log = RunLog(run.storage, run.output, run.run_id)
     try:
-        plan = wait_out(lambda: _plan(run), run.config.wait_for_store)
+        plan = wait_out(lambda: _plan(run, work), run.config.wait_for_store)
         log.record(
             "planned",
             run_id=run.run_id,
@@ -91,7 +117,7 @@ def _execute(run: Run, progress: Progress) -> dict[str, Any]:
             input=run.input_uri,
             model=run.model_version,
         )
-        row = _label_and_publish(run, plan, log, progress)
+        row = _label_and_publish(run, plan, log, progress, work)
         log.record("published", **summarize(run, row))
     except _stops() as error:
         if isinstance(error, UsageError):
@@ -116,18 +142,18 @@ def _execute(run: Run, progress: Progress) -> dict[str, Any]:
     return row
 
 
-def _plan(run: Run) -> Plan:
+def _plan(run: Run, work: Work) -> Plan:
     """The plan of a run that was begun, or a new one."""
     plan = read_plan(run)
     if plan is None:
         counts = Counts()
-        return write_plan(run, find_due(run, counts), counts, datetime.datetime.now(datetime.UTC))
+        return write_plan(run, work.find_due(run, counts), counts, datetime.datetime.now(datetime.UTC))
     if plan.signed:
         read_signatures(run)
     return plan
 
 
-def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress) -> dict[str, Any]:
+def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress, work: Work) -> dict[str, Any]:
     if not plan.images:
         return commit(run, run_row(run, plan, Counter(), 0.0))
     source = sanitize(run.input_uri)
@@ -139,14 +165,14 @@ def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress) ->
     if labeled < (total := sum(part.images for part in planned)):
         LOGGER.info("resuming: %s labeled already", plural(total - labeled, "image"))
     report = _Counter(progress, log)
-    if are_few(run, labeled):
-        seconds = label_few(run, plan, parts, report)
+    if are_few(run, labeled, work.few):
+        seconds = label_few(run, plan, parts, report, work.make)
         parts = unfinished(run, plan, parts)
         if parts:
             LOGGER.warning("the labeling process ended early: Ray labels the rest, and finds out which image it is")
     if parts:
         progress.start("starting Ray")
-        seconds += _label_with_ray(run, plan, parts, report)
+        seconds += _label_with_ray(run, plan, parts, report, work)
     progress.start("writing the tables")
     counts = publish_tables(run, plan)
     row = commit(run, run_row(run, plan, counts, labeled / seconds if seconds else 0.0))
@@ -157,13 +183,13 @@ def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress) ->
     return row
 
 
-def _label_with_ray(run: Run, plan: Plan, parts: Sequence[Part], report: Callable[[Counter[str], int], None]) -> float:
+def _label_with_ray(run: Run, plan: Plan, parts: Sequence[Part], report: Callable[[Counter[str], int], None], work: Work) -> float:
     """As `label_to_staging`, for which Ray is loaded and started."""
     from fer_ray.cluster import connect
     from fer_ray.label.pipeline import label_to_staging
 
     connect()
-    return label_to_staging(run, plan, parts, report)
+    return label_to_staging(run, plan, parts, report, make=work.make)
 
 
 class _Counter:

@@ -26,7 +26,7 @@ from fer_ray.models import bundle
 from fer_ray.schema import Status
 from fer_ray.typing import Float64Array, UInt8Array
 from fer_ray.vision.capture import NOTHING_RECORDED, Capture
-from fer_ray.vision.crop import crop_face, sharpness
+from fer_ray.vision.crop import KeptCrop, crop_face, keep_crop, sharpness
 from fer_ray.vision.decode import DecodedImage
 from fer_ray.vision.detector import Detection, FaceDetector
 from fer_ray.vision.source import ImageLike, Source, decode_source, is_many, read_source, source_of, uri_of_source
@@ -40,6 +40,7 @@ class _Prepared:
     scale: float = 1.0
     detections: Sequence[Detection] = ()
     crops: Sequence[UInt8Array] = ()
+    kept: Sequence[KeptCrop | None] = ()
 
 
 class Classifier(Protocol):
@@ -96,6 +97,7 @@ class Labeler:
         if isinstance(model, str | Path | None):
             model = bundle.load(bundle.resolve(str(model or "")), self.options.flip, threads or 0)
         self._model = model
+        self.crop_pixels = 0  # the longest side of the crop that is kept of each face for later models; 0 for none
         self._detector = FaceDetector(self.options.detector_side, self.options.min_face_score, threads)
         self.stage_seconds: defaultdict[str, float] = defaultdict(float)  # spent so far on decoding, detecting, classifying
         self.model_version = self._model.model_version
@@ -191,7 +193,8 @@ class Labeler:
             **self._recorded(decoded.capture),
         )
         crops = [crop_face(decoded.pixels, face, self._model.image_size, self._model.crop, self._model.color) for face in faces]
-        return _Prepared(image, decoded.scale, faces, crops)
+        kept = [keep_crop(decoded.pixels, face, self.crop_pixels) if self.crop_pixels else None for face in faces]
+        return _Prepared(image, decoded.scale, faces, crops, kept)
 
     def _recorded(self, capture: Capture) -> dict[str, Any]:
         """What the camera recorded, without the place unless that was asked for."""
@@ -208,7 +211,7 @@ class Labeler:
 
     def _finish(self, prepared: _Prepared, probabilities: list[Float64Array]) -> LabeledImage:
         image = prepared.image
-        for detection, crop, row in zip(prepared.detections, prepared.crops, probabilities, strict=True):
+        for detection, crop, kept, row in zip(prepared.detections, prepared.crops, prepared.kept, probabilities, strict=True):
             best = int(row.argmax())
             confidence = float(row[best])
             image.faces.append(
@@ -220,6 +223,7 @@ class Labeler:
                     emotion=self.classes[best] if confidence >= self.options.unknown_below else UNKNOWN,
                     confidence=confidence,
                     probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
+                    kept=kept,
                 )
             )
         return image

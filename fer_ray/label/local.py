@@ -26,7 +26,7 @@ from typing import IO, Any, cast
 import psutil
 
 from fer_ray.errors import FerRayError, StorageError
-from fer_ray.label.parts import FetchingLabeler, PartLabeler, count
+from fer_ray.label.parts import PartWorker, count, make_part_labeler
 from fer_ray.label.plan import Part, Plan, unfinished
 from fer_ray.label.result import LabeledImage
 from fer_ray.label.run import Run
@@ -37,14 +37,20 @@ MAX_PROCESSES = 16
 BYTES_PER_PROCESS = 700 << 20  # 0.35 GB, and as much again for the large ones among its images
 
 
-def are_few(run: Run, images: int) -> bool:
+def are_few(run: Run, images: int, few: int = FEW_IMAGES) -> bool:
     """Whether so many images are labeled sooner without Ray: they are few, and nobody started Ray, named a cluster or asked for GPUs."""
     ray = sys.modules.get("ray")
     asked = run.config.gpus or os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized())
-    return not asked and images <= FEW_IMAGES
+    return not asked and images <= few
 
 
-def label_few(run: Run, plan: Plan, parts: Sequence[Part], report_progress: Callable[[Counter[str], int], None]) -> float:
+def label_few(
+    run: Run,
+    plan: Plan,
+    parts: Sequence[Part],
+    report_progress: Callable[[Counter[str], int], None],
+    make: Callable[[Run, Plan], PartWorker] = make_part_labeler,
+) -> float:
     """Label and stage the parts in processes of their own, as far as they get.
 
     Args:
@@ -52,6 +58,7 @@ def label_few(run: Run, plan: Plan, parts: Sequence[Part], report_progress: Call
         plan: The plan of the run.
         parts: Those of its parts that are not finished.
         report_progress: Called with the counts so far (images, faces, failed) and the number of images.
+        make: What makes the labeler of a process.
 
     Returns:
         The seconds that labeling took, start-up left out.
@@ -68,7 +75,7 @@ def label_few(run: Run, plan: Plan, parts: Sequence[Part], report_progress: Call
     with ExitStack() as started:
         while waiting or running:
             while waiting and running < processes:
-                started.enter_context(_process((run, plan, waiting.pop(), begun), told))
+                started.enter_context(_process((run, plan, waiting.pop(), begun, make), told))
                 running += 1
             values = told.get()
             if "ended_with" in values:
@@ -117,7 +124,7 @@ def _shares(parts: Sequence[Part], count: int) -> list[list[Part]]:
 
 
 @contextmanager
-def _process(work: tuple[Run, Plan, Sequence[Part], Counter[int]], told: queue.SimpleQueue[dict[str, Any]]) -> Iterator[None]:
+def _process(work: tuple[Run, Plan, Sequence[Part], Counter[int], Any], told: queue.SimpleQueue[dict[str, Any]]) -> Iterator[None]:
     """A process that does the work while the context lasts; what it tells goes into the queue, and its parts when it ended."""
     command = [sys.executable, "-m", "fer_ray.label.local"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -169,11 +176,11 @@ def _end_with(parent: IO[bytes]) -> None:
 def _serve() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a codec prints is no answer
-    run, plan, parts, begun = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started this one
+    run, plan, parts, begun, make = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started this one
     lines = _Lines(answers, begun)
     threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
     try:
-        PartLabeler(run, plan, FetchingLabeler(run)).label(parts, lines)
+        make(run, plan).label(parts, lines)
     except (FerRayError, OSError) as error:
         lines.fail(str(error))
     os._exit(0)  # threads that fetch or wait for the parent have nothing to say any more

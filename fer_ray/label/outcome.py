@@ -89,7 +89,7 @@ def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float
         "ray_version": metadata.version("ray"),
         "git_commit": _git_commit(),
         "model_version": run.model_version,
-        "detector_version": run.config.labeling.detector_version,
+        "detector_version": run.detector_version,
         "images_total": counts["images_total"],
         "images_ok": counts[f"status:{Status.OK}"],
         "images_no_face": counts[f"status:{Status.NO_FACE}"],

@@ -12,6 +12,7 @@ import itertools
 import math
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,12 +30,12 @@ from fer_ray.io.outages import PatientReader
 from fer_ray.io.prefetch import Fetcher
 from fer_ray.label.labeler import Classifier, Labeler
 from fer_ray.label.plan import Part, Plan, open_manifest, sample_images, staged_file
-from fer_ray.label.result import LabeledImage, image_columns, nested_faces
+from fer_ray.label.result import LabeledImage, image_columns, nested_crops, nested_faces
 from fer_ray.label.run import Run
 from fer_ray.models import bundle
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.onnx_network import OnnxNetwork
-from fer_ray.schema import LISTING, SCHEMA_VERSION, STAGING, ImageEntry, conform, image_id
+from fer_ray.schema import LISTING, SCHEMA_VERSION, STAGING, STAGING_WITH_CROPS, ImageEntry, conform, image_id
 from fer_ray.video.reader import FilmReader
 from fer_ray.video.stretches import Stretch, frame_uri
 from fer_ray.vision.decode import DecodedImage
@@ -71,18 +72,18 @@ class Tally(Protocol):
         """A batch is labeled; the seconds are those since the process began. No images: something was written."""
 
 
-class PartLabeler:
-    """A process at work on a run: it keeps what takes long to load, the labeler above all, from one part to the next."""
+class PartWorker(ABC):
+    """A process at work on a run: it keeps what takes long to load, a model above all, from one part to the next."""
 
-    def __init__(self, run: Run, plan: Plan, labeler: EntryLabeler) -> None:
-        """Take the labeler for the run.
+    def __init__(self, run: Run, plan: Plan, model_version: str) -> None:
+        """Work for the run with a model that is loaded.
 
         Raises:
-            StorageError: its model is not the one that the run was planned with.
+            StorageError: it is not the one that the run was planned with.
         """
-        if labeler.model_version != run.model_version:
+        if model_version != run.model_version:
             raise StorageError(f"The model {run.model} changed since the run was planned: start a new run.")
-        self.run, self.plan, self.labeler = run, plan, labeler
+        self.run, self.plan = run, plan
         self._manifest: tuple[int, pq.ParquetFile] = (-1, None)
         self._opened = ExitStack()
         gc.freeze()  # what is loaded is there to stay; searching it for garbage again and again takes time
@@ -119,20 +120,48 @@ class PartLabeler:
         starts = tally.start(part)
         if starts > MAX_STARTS:
             raise MemoryShortError(f"{MAX_STARTS} processes died at the same images, of which each was tried apart: memory is short here.")
+        with pa.BufferOutputStream() as buffer:
+            pq.write_table(self.stage(manifest, tally, starts), buffer, compression="zstd")
+            return bytes(buffer.getvalue())
+
+    @abstractmethod
+    def stage(self, manifest: pa.Table, tally: Tally, starts: int) -> pa.Table:
+        """What the rows of a part, which is begun for the `starts`-th time, become: a table of the schema STAGING, or with crops."""
+
+    def _read_manifest(self, part: Part) -> pa.Table:
+        """The rows of a part; the file stays open for the next."""
+        if part.file != self._manifest[0]:
+            self._opened.close()
+            self._manifest = part.file, self._opened.enter_context(open_manifest(self.run, self.plan, part.file))
+        return self._manifest[1].read_row_group(part.group)
+
+
+class PartLabeler(PartWorker):
+    """One that labels images, however its labeler comes by them."""
+
+    def __init__(self, run: Run, plan: Plan, labeler: EntryLabeler) -> None:
+        """Take the labeler for the run.
+
+        Raises:
+            StorageError: its model is not the one that the run was planned with.
+        """
+        super().__init__(run, plan, labeler.model_version)
+        self.labeler = labeler
+
+    def stage(self, manifest: pa.Table, tally: Tally, starts: int) -> pa.Table:
         provenance = {
             "model_version": self.run.model_version,
-            "detector_version": self.run.config.labeling.detector_version,
+            "detector_version": self.run.detector_version,
             "run_id": self.run.run_id,
             "model_name": self.run.model_name,
         }
+        if self.run.config.keep_crops:
+            provenance["crops_run_id"] = self.run.run_id
         rows, images = [], []
         for row, image in self._label_rows(manifest, tally, starts):
             rows.append(row)
             images.append(image)
-        with pa.BufferOutputStream() as buffer:
-            table = staging_table(manifest.take(pa.array(rows, pa.int64())), images, provenance, self.run.inputs)
-            pq.write_table(table, buffer, compression="zstd")
-            return bytes(buffer.getvalue())
+        return staging_table(manifest.take(pa.array(rows, pa.int64())), images, provenance, self.run.inputs)
 
     def _label_rows(self, manifest: pa.Table, tally: Tally, starts: int) -> Iterator[tuple[int, LabeledImage]]:
         """Each image with the number of its row here, which the frames of a stretch share."""
@@ -145,13 +174,6 @@ class PartLabeler:
                     tally.add(images, self.labeler.stage_seconds)
                     yield from zip(itertools.islice(numbers, len(images)), images, strict=True)
 
-    def _read_manifest(self, part: Part) -> pa.Table:
-        """The rows of a part; the file stays open for the next."""
-        if part.file != self._manifest[0]:
-            self._opened.close()
-            self._manifest = part.file, self._opened.enter_context(open_manifest(self.run, self.plan, part.file))
-        return self._manifest[1].read_row_group(part.group)
-
 
 class FetchingLabeler:
     """Fetches images ahead and labels them, each within a limit of time; those of a part that was begun before are tried apart first."""
@@ -160,6 +182,7 @@ class FetchingLabeler:
         """Load the run's model, unless it is loaded already."""
         self.config, self.batch_size = run.config.labeling, run.config.batch_size
         self.labeler = Labeler(model or load_model(run), self.config, threads=1)
+        self.labeler.crop_pixels = run.config.crop_pixels if run.config.keep_crops else 0
         self.model_version, self.stage_seconds = self.labeler.model_version, self.labeler.stage_seconds
         limit, wait = self.config.max_file_megabytes, run.config.wait_for_store
         reader = PatientReader(run.storage, limit, wait, run.inputs, partial(sample_images, run))
@@ -231,6 +254,11 @@ def _of_film(image: LabeledImage, stretch: Stretch, frame: tuple[int, bytes] | N
     return replace(image, image_uri=frame_uri(stretch.image_uri, time_ms), frame_time_ms=time_ms, scene=scene)
 
 
+def make_part_labeler(run: Run, plan: Plan, model: Classifier | None = None) -> PartLabeler:
+    """What labels the parts of a run from its images, with its model, which may be loaded already."""
+    return PartLabeler(run, plan, FetchingLabeler(run, model))
+
+
 def load_model(run: Run) -> Bundle[OnnxNetwork]:
     """The run's model in this process, on one CPU."""
     with bundle.local_copy(run.storage, run.model) as folder:
@@ -246,7 +274,8 @@ def count(images: Sequence[LabeledImage]) -> dict[str, int]:
 def staging_table(manifest: pa.Table, images: Sequence[LabeledImage], provenance: Mapping[str, str], inputs: Sequence[str]) -> pa.Table:
     """Join rows of the manifest, one for each image, with what became of them, column by column: rows of dicts cost more than detection.
 
-    `provenance` holds model_version, detector_version, run_id and model_name.
+    `provenance` holds model_version, detector_version, run_id, model_name, and crops_run_id where the crops are kept, which come
+    with the faces then.
     """
     sizes = [
         size if image.size_bytes is None else image.size_bytes
@@ -270,7 +299,10 @@ def staging_table(manifest: pa.Table, images: Sequence[LabeledImage], provenance
         "schema_version": [SCHEMA_VERSION] * len(images),
         "faces": nested_faces(images),
     }
-    return conform(pa.table({name: _array(values, STAGING.field(name).type) for name, values in columns.items()}), STAGING)
+    schema = STAGING
+    if "crops_run_id" in provenance:
+        schema, columns["crops"] = STAGING_WITH_CROPS, nested_crops(images)
+    return conform(pa.table({name: _array(values, schema.field(name).type) for name, values in columns.items()}), schema)
 
 
 def _array(values: Any, kind: pa.DataType) -> Any:

@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fer_ray.cluster import Watch, cluster_cpus, is_short_of_memory, may_grow, wait_for_cpus
 from fer_ray.errors import FerRayError, MemoryShortError, StorageError
 from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
-from fer_ray.label.parts import EntryLabeler, FetchingLabeler, PartLabeler, count, load_model
+from fer_ray.label.parts import EntryLabeler, PartLabeler, PartWorker, count, load_model, make_part_labeler
 from fer_ray.label.plan import Part, Plan, unfinished
 from fer_ray.label.result import LabeledImage
 from fer_ray.label.run import Run
@@ -45,6 +45,7 @@ def label_to_staging(
     parts: Sequence[Part],
     report_progress: Callable[[Counter[str], int], None],
     make_labeler: Callable[[Run], EntryLabeler] | None = None,
+    make: Callable[..., PartWorker] = make_part_labeler,
 ) -> float:
     """Label the images of the parts and leave one file for each part in staging, which makes the part finished.
 
@@ -55,6 +56,7 @@ def label_to_staging(
         report_progress: Called every second, once a process is ready, with the counts so far (images, faces, failed) and the
             number of images.
         make_labeler: Makes what labels in each process; the real one by default.
+        make: What makes the real one, of the run, the plan, and the model where that is loaded already.
 
     Returns:
         The seconds that labeling took, from the moment when the first process was ready: start-up is left out.
@@ -69,7 +71,7 @@ def label_to_staging(
     workers = min(run.config.workers or cpus, len(parts) if may_grow() else cpus, len(parts))
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as folder:
         begun = str(Path(folder) / "begun")
-        label = functools.partial(_label, run, plan, begun=begun, report_progress=report_progress, make_labeler=make_labeler)
+        label = functools.partial(_label, run, plan, begun=begun, report_progress=report_progress, make_labeler=make_labeler, make=make)
         try:
             return label(parts, workers)
         except (FerRayError, ray.exceptions.RayError) as error:
@@ -94,6 +96,7 @@ def _label(
     begun: str,
     report_progress: Callable[[Counter[str], int], None],
     make_labeler: Callable[[Run], EntryLabeler] | None,
+    make: Callable[..., PartWorker],
 ) -> float:
     """As `label_to_staging`, in so many processes; the file `begun` keeps which parts were."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -104,7 +107,8 @@ def _label(
     models = None if make_labeler else start_models(run)
     images = sum(part.images for part in parts)
     blocks = min(len(parts), max(TASKS_PER_WORKER * workers, min(images // MIN_IMAGES_PER_TASK, MAX_TASKS)))
-    step = LabelParts(run, plan, tally, make_labeler or functools.partial(_make_labeler, models))
+    made = functools.partial(_with_labeler, make_labeler) if make_labeler else functools.partial(_with_model, make, models)
+    step = LabelParts(run, plan, tally, made)
     start = ray.remote(num_cpus=1)(_start)
     for _ in range(min(workers, cluster_cpus())):
         start.remote(step)  # all processes load their libraries now, while this one loads Ray Data
@@ -224,10 +228,10 @@ class RemoteTally:
 class LabelParts:
     """A Ray Data step: parts of the plan in, their staged files left behind, the same rows out."""
 
-    _here: ClassVar[dict[str, tuple[PartLabeler, LabelingMetrics]]] = {}  # of the run that this process works for
+    _here: ClassVar[dict[str, tuple[PartWorker, LabelingMetrics]]] = {}  # of the run that this process works for
 
-    def __init__(self, run: Run, plan: Plan, counts: Any, make_labeler: Callable[[Run], EntryLabeler]) -> None:
-        self.run, self.plan, self.counts, self.make_labeler = run, plan, counts, make_labeler
+    def __init__(self, run: Run, plan: Plan, counts: Any, make: Callable[[Run, Plan], PartWorker]) -> None:
+        self.run, self.plan, self.counts, self.make = run, plan, counts, make
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         try:
@@ -239,14 +243,14 @@ class LabelParts:
             raise
         return rows
 
-    def labeler(self) -> tuple[PartLabeler, LabelingMetrics]:
+    def labeler(self) -> tuple[PartWorker, LabelingMetrics]:
         """This process's own; another run of the same driver takes its place."""
         key, here = f"{self.run.output} {self.run.run_id} {self.plan.started_at}", LabelParts._here
         if key not in here:
             if not here:
                 atexit.register(os._exit, 0)  # Ray 2.60 can lock up in its own exit handlers, and the process would stay in memory
             here.clear()
-            here[key] = PartLabeler(self.run, self.plan, self.make_labeler(self.run)), LabelingMetrics()
+            here[key] = self.make(self.run, self.plan), LabelingMetrics()
         return here[key]
 
 
@@ -256,5 +260,9 @@ def _start(step: LabelParts) -> None:
         step.labeler()
 
 
-def _make_labeler(models: ModelOnGpus | None, run: Run) -> FetchingLabeler:
-    return FetchingLabeler(run, RemoteModel(models, functools.partial(load_model, run)) if models else None)
+def _with_model(make: Callable[..., PartWorker], models: ModelOnGpus | None, run: Run, plan: Plan) -> PartWorker:
+    return make(run, plan, RemoteModel(models, functools.partial(load_model, run)) if models else None)
+
+
+def _with_labeler(make_labeler: Callable[[Run], EntryLabeler], run: Run, plan: Plan) -> PartWorker:
+    return PartLabeler(run, plan, make_labeler(run))

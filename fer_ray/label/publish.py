@@ -21,9 +21,10 @@ from fer_ray.label.incremental import run_places
 from fer_ray.label.plan import Part, Plan, open_manifest, read_parts, remove_work, staged_file
 from fer_ray.label.run import Run
 from fer_ray.label.views import write_views
-from fer_ray.schema import FACES, IMAGES, RUNS, conform
+from fer_ray.schema import CROPS, FACES, IMAGES, RUNS, SCHEMA_VERSION, STAGING, conform
 
 ROWS_PER_GROUP = 100_000
+TABLES = ("images", "faces", "crops")  # of which runs have files for each million images; crops only where they are kept
 TOP_ERRORS = 5  # sentences in the summary of a run
 MAX_ERRORS = 1000  # sentences that one task counts
 
@@ -64,9 +65,11 @@ def write_tables(run: Run, plan: Plan, parts: Sequence[Part]) -> Counter[str]:
     counts = Counter(planned=sum(part.rows for part in parts))
     number = parts[0].file
     with ExitStack() as stack:
-        paths = [stack.enter_context(run.storage.writing(table_file(run, table, number))) for table in ("images", "faces")]
-        with _writer(paths[0], IMAGES) as image_writer, _writer(paths[1], FACES) as face_writer:
-            for rows in _without_repeated_troubles(_verified(run, plan, parts)):
+        tables = TABLES if run.config.keep_crops else TABLES[:2]
+        paths = [stack.enter_context(run.storage.writing(table_file(run, table, number))) for table in tables]
+        with _writer(paths[0], IMAGES) as image_writer, _writer(paths[1], FACES) as face_writer, ExitStack() as crops:
+            crop_writer = crops.enter_context(_writer(paths[2], CROPS)) if run.config.keep_crops else None
+            for rows in _without_repeated_troubles(_grouped(_verified(run, plan, parts), crop_writer)):
                 faces = _flat_faces(rows)
                 image_writer.write_table(conform(rows, IMAGES), ROWS_PER_GROUP)
                 face_writer.write_table(faces, ROWS_PER_GROUP)
@@ -118,8 +121,8 @@ def clean_up(run: Run, keep_days: float) -> list[str]:
 
 def remove_stray_tables(run: Run, files: int) -> None:
     """Remove what an earlier plan of this run published in part: files beyond the first `files`, and those of other dates."""
-    wanted = {table_file(run, table, number) for table in ("images", "faces") for number in range(files)}
-    for table in ("images", "faces"):
+    wanted = {table_file(run, table, number) for table in TABLES for number in range(files)}
+    for table in TABLES:
         for entry in run.storage.list_files(join(run.output, table)):
             name = PurePosixPath(entry.image_uri)
             if name.suffix == ".parquet" and name.stem.rpartition("-")[0] == run.run_id and entry.image_uri not in wanted:
@@ -136,9 +139,7 @@ def _writer(path: Any, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _verified(run: Run, plan: Plan, parts: Sequence[Part]) -> Iterator[pa.Table]:
-    """The staged rows in the order of the manifest, about ROWS_PER_GROUP at a time, each part checked to be what was planned."""
-    held: list[pa.Table] = []
-    count = 0
+    """The staged rows in the order of the manifest, part by part, each checked to be what was planned."""
     with open_manifest(run, plan, parts[0].file) as manifest:
         for part in parts:
             names = ["row_number", "image_uri", *(["start_ms"] if plan.stretches else [])]
@@ -148,11 +149,21 @@ def _verified(run: Run, plan: Plan, parts: Sequence[Part]) -> Iterator[pa.Table]
                     f"Staging of run {run.run_id} does not match its manifest from row {part.first_row} on: "
                     f"remove {staged_file(run, plan, part)} and start the run again."
                 )
-            held.append(rows)
-            count += len(rows)
-            if count + part.images > ROWS_PER_GROUP:
-                yield pa.concat_tables(held)
-                held, count = [], 0
+            yield rows
+
+
+def _grouped(parts: Iterator[pa.Table], crop_writer: pq.ParquetWriter | None) -> Iterator[pa.Table]:
+    """About ROWS_PER_GROUP rows at a time; kept crops, which would fill the memory, are written as they come."""
+    held: list[pa.Table] = []
+    count = 0
+    for rows in parts:
+        if crop_writer:
+            crop_writer.write_table(_flat_crops(rows))
+        held.append(rows.select(STAGING.names))
+        count += len(rows)
+        if count + len(rows) > ROWS_PER_GROUP:
+            yield pa.concat_tables(held)
+            held, count = [], 0
     if held:
         yield pa.concat_tables(held)
 
@@ -201,6 +212,18 @@ def _flat_faces(rows: pa.Table) -> pa.Table:
     flat = pc.list_flatten(faces)
     own = {field.name: pc.struct_field(flat, field.name) for field in flat.type}
     return conform(pa.table({name: parents[name] for name in parents.column_names if name not in own} | own), FACES)
+
+
+def _flat_crops(rows: pa.Table) -> pa.Table:
+    """One row per kept crop, in the order of the faces."""
+    combined = rows.select(["image_id", "run_id", "faces", "crops"]).combine_chunks()
+    parents = pc.list_parent_indices(combined["crops"])
+    flat = pc.list_flatten(combined["crops"])
+    columns = {name: combined[name].take(parents) for name in ("image_id", "run_id")}
+    columns |= {field.name: pc.struct_field(flat, field.name) for field in flat.type}
+    columns["face_index"] = pc.struct_field(pc.list_flatten(combined["faces"]), "face_index")
+    columns["schema_version"] = pa.array([SCHEMA_VERSION] * len(flat), pa.int32())
+    return pa.table([columns[name] for name in CROPS.names], schema=CROPS)
 
 
 def _count(counts: Counter[str], rows: pa.Table, faces: pa.Table) -> None:

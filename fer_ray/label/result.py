@@ -14,9 +14,9 @@ from fer_ray.config.crop import CropGeometry
 from fer_ray.config.recipe import RGB
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import UsageError
-from fer_ray.schema import FACE_STRUCT, IMAGES, LANDMARKS, Status
+from fer_ray.schema import CROP_STRUCT, FACE_STRUCT, IMAGES, LANDMARKS, Status
 from fer_ray.typing import Float32Array, UInt8Array
-from fer_ray.vision.crop import crop_face
+from fer_ray.vision.crop import KeptCrop, crop_face
 from fer_ray.vision.decode import DecodedImage
 from fer_ray.vision.draw import Box, draw_faces
 from fer_ray.vision.pose import head_pose
@@ -54,6 +54,7 @@ class Face:
 
     Landmarks are left eye, right eye, nose, left and right corner of the mouth; left and right are the subject's own.
     `probabilities` are calibrated and add up to 1; `emotion` is the likeliest, `unknown` below the given threshold.
+    `kept` is the crop for later models, where one was asked for.
     """
 
     bbox: tuple[int, int, int, int]
@@ -63,6 +64,7 @@ class Face:
     emotion: str
     confidence: float
     probabilities: dict[str, float]
+    kept: KeptCrop | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,20 @@ def image_columns(images: Sequence[LabeledImage]) -> dict[str, pa.Array]:
 
 def nested_faces(images: Sequence[LabeledImage]) -> pa.ListArray:
     """For each image the list of its faces, each a struct with the columns of the table `faces`."""
+    return _per_image(images, face_structs(images))
+
+
+def nested_crops(images: Sequence[LabeledImage]) -> pa.ListArray:
+    """For each image the list of its faces' kept crops, each a struct with the columns of the table `crops`."""
+    kept = [face.kept for image in images for face in image.faces if face.kept]
+    boxes = np.array([crop.box for crop in kept], np.float32).reshape(-1, 4)
+    columns = [pa.array([crop.jpeg for crop in kept], pa.binary()), *(pa.array(boxes[:, i]) for i in range(4))]
+    return _per_image(images, pa.StructArray.from_arrays(columns, fields=list(CROP_STRUCT)))
+
+
+def _per_image(images: Sequence[LabeledImage], values: pa.StructArray) -> pa.ListArray:
     ends = np.cumsum([0, *(len(image.faces) for image in images)])
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), face_structs(images))
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values)
 
 
 def face_structs(images: Sequence[LabeledImage]) -> pa.StructArray:

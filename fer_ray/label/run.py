@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +28,14 @@ from fer_ray.text import sanitize
 from fer_ray.video.stretches import rate_of
 from fer_ray.video.worker import FilmSettings
 
-_ADDED = ("include", "exclude", "video_fps", "max_video_hours")  # since 0.1: they stand in a request where they say something
+_ADDED = (  # since 0.1: they stand in a request where they say something
+    "include",
+    "exclude",
+    "video_fps",
+    "max_video_hours",
+    "keep_crops",
+    "crop_pixels",
+)
 
 _LATER_OPTIONS = frozenset(("location",))  # part of the request where they are on: what older versions planned is taken up
 
@@ -78,6 +85,11 @@ class Run:
         )
 
     @property
+    def detector_version(self) -> str:
+        """The face detector of the run, with its settings."""
+        return self.config.labeling.detector_version
+
+    @property
     def input_uri(self) -> str:
         return ", ".join(self.inputs)
 
@@ -100,6 +112,9 @@ class Run:
 
     def is_published(self) -> bool:
         return self.storage.stat(self.commit_file) is not None
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 def identify(config: LabelConfig) -> Run:
@@ -137,7 +152,7 @@ def _unusual(config: LabelConfig) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
 
 
-def name_run(unnamed: Run) -> Run:
+def name_run(unnamed: AnyRun) -> AnyRun:
     """The run under the id and date that were asked for, or of the unfinished run of the same request, or under a new id.
 
     So the same command line takes up what was interrupted, even on another day.
@@ -172,7 +187,7 @@ def _plans(unnamed: Run) -> Iterator[tuple[str, Plan]]:
                 yield run.run_id, plan
 
 
-def _check_same_request(run: Run) -> Run:
+def _check_same_request(run: AnyRun) -> AnyRun:
     """The run with the date it was first started on."""
     request, run_date = _recorded(run)
     if request is None or run_date is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
@@ -12,6 +13,10 @@ from fer_ray.config.recipe import GRAY
 from fer_ray.typing import Float32Array, Float64Array, UInt8Array
 
 _MIN_SIDE = 2.0  # pixels of the image: nothing smaller can be enlarged
+KEPT_REACH = 0.8  # sides of the box from its centre to the edge of a crop that is kept: models look 0.6 far, turned ones 0.8
+KEPT_QUALITY = 90  # of JPEG
+KEPT_QUALITY_OF_SMALL = 96  # of crops below SMALL_SIDE, which have few bytes and little that could be lost
+SMALL_SIDE = 72  # pixels
 _REACH = 0.75  # sides from a crop's centre to the corner of a rotated one: half the diagonal, and a little more
 
 
@@ -22,6 +27,38 @@ class Located(Protocol):
     def bbox(self) -> tuple[float, float, float, float]: ...
     @property
     def landmarks(self) -> Float32Array: ...
+
+
+@dataclass(frozen=True)
+class KeptCrop:
+    """A face with its surroundings as a JPEG, upright as in the image, and the face's box in pixels of that crop: x, y, width, height."""
+
+    jpeg: bytes
+    box: tuple[float, float, float, float]
+
+
+def keep_crop(pixels: UInt8Array, face: Located, side: int) -> KeptCrop:
+    """Cut out as much of the image as models look at, in pixels of the image, or shrunk to at most `side` pixels.
+
+    Models cut their own crops out of it with `crop_face`. It ends where the image ends, so that these see the edge repeated
+    as they do in the image.
+    """
+    x, y, width, height = face.bbox
+    reach = max(_MIN_SIDE, float(np.sqrt(max(width, 1) * max(height, 1)))) * KEPT_REACH
+    centre = np.array([x + width / 2, y + height / 2])
+    high = np.array(pixels.shape[1::-1])
+    low_corner = np.clip(np.floor(centre - reach), 0, high - 1).astype(int)
+    high_corner = np.clip(np.ceil(centre + reach), low_corner + 1, high).astype(int)
+    region = pixels[low_corner[1] : high_corner[1], low_corner[0] : high_corner[0]]
+    factor = min(1.0, side / max(region.shape[:2]))
+    if factor < 1:
+        target = (max(1, round(region.shape[1] * factor)), max(1, round(region.shape[0] * factor)))
+        region = np.asarray(cv2.resize(region, target, interpolation=cv2.INTER_AREA), np.uint8)
+    quality = KEPT_QUALITY if max(region.shape[:2]) > SMALL_SIDE else KEPT_QUALITY_OF_SMALL
+    jpeg = cv2.imencode(".jpg", region, [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1])[1].tobytes()
+    ratio_x, ratio_y = np.array(region.shape[1::-1]) / (high_corner - low_corner)
+    left, top = (float(value) for value in low_corner)
+    return KeptCrop(jpeg, ((x - left) * ratio_x, (y - top) * ratio_y, width * ratio_x, height * ratio_y))
 
 
 def crop_face(pixels: UInt8Array, face: Located, size: int, geometry: CropGeometry, color: str = GRAY) -> UInt8Array:

@@ -11,5 +11,5 @@ from fer_ray.label import job
 def label_without_ray(config: LabelConfig) -> tuple[dict[str, Any], int]:
     """What `label` does with few images: most tests ask for what is the same with Ray, which takes several times as long."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(job, "are_few", lambda run, parts: True)
+        patched.setattr(job, "are_few", lambda run, images, few: True)
         return job.label(config)

@@ -1,0 +1,1 @@
+"""Label kept crops with another model: no image is fetched, decoded or searched for faces again."""
