@@ -147,6 +147,12 @@ _JOBS = (
         needs="tensorflow",
     ),
     Job(
+        "live",
+        "Show the emotions of the faces that a camera sees, in a page on this machine.",
+        "fer_ray.config.live:LiveConfig",
+        "fer_ray.live.job:live",
+    ),
+    Job(
         "inspect",
         "Look at a data set: counts, findings, duplicates, a sheet of sample faces.",
         "fer_ray.config.inspect:InspectConfig",

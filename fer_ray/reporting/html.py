@@ -21,7 +21,9 @@ NOTHING = "\N{EN DASH}"  # where a table has no figure
 _TEMPLATES = "fer_ray.reporting"
 
 
-def render(package: str, template: str, styles: Sequence[str] = (), scripts: Sequence[str] = (), **values: Any) -> str:
+def render(
+    package: str, template: str, styles: Sequence[str] = (), scripts: Sequence[str] = (), own_origin: bool = False, **values: Any
+) -> str:
     """A whole page.
 
     Args:
@@ -31,6 +33,7 @@ def render(package: str, template: str, styles: Sequence[str] = (), scripts: Seq
         styles: CSS files of the page; `base.css` always comes first.
         scripts: JavaScript files, `base.js` too where a table shall be sortable. The browser runs these and nothing else: the
             page's policy names the hash of each.
+        own_origin: Whether the scripts may ask the server that the page came from; by default they ask nobody.
         values: What the template shows. `title` (plain text) and `links` (pairs of a name and an address) are for the frame.
 
     Returns:
@@ -41,7 +44,7 @@ def render(package: str, template: str, styles: Sequence[str] = (), scripts: Seq
     frame = {
         "styles": [_read(environment, name) for name in ("base.css", *styles)],
         "scripts": programs,
-        "policy": _policy(programs),
+        "policy": _policy(programs) + ("; connect-src 'self'" if own_origin else ""),
         "contents": [],
         "links": [],
     }

@@ -16,8 +16,8 @@ PHONE = 390  # pixels, the width of a small phone
 
 
 @contextmanager
-def browsed(file: Path, width: int = 1280) -> Iterator[Any]:
-    """A page that is open in a browser; an error, a message or a request for anything from elsewhere fails the test at the end."""
+def browsed(place: Path | str, width: int = 1280) -> Iterator[Any]:
+    """A file or an address that is open in a browser; an error, a message or a request for anything elsewhere fails the test at the end."""
     from playwright.sync_api import sync_playwright
 
     troubles: list[str] = []
@@ -27,8 +27,10 @@ def browsed(file: Path, width: int = 1280) -> Iterator[Any]:
         page.set_default_timeout(60_000)
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda request: troubles.append(request.url) if not request.url.startswith(("file:", "data:")) else None)
-        page.goto(file.as_uri())
+        address = place.as_uri() if isinstance(place, Path) else place
+        own = ("file:", "data:") if isinstance(place, Path) else (place,)
+        page.on("request", lambda request: troubles.append(request.url) if not request.url.startswith(own) else None)
+        page.goto(address)
         yield page
         browser.close()
     assert troubles == []
