@@ -55,9 +55,9 @@ GROUP BY one.model_version, other.model_version
 ORDER BY one_model, other_model;
 
 -- ## State of the archive
--- Which model labeled how many images last, and what came of it: shows what a new model has not reached yet.
-SELECT model_version, detector_version, status, count(*) AS images, sum(face_count) AS faces,
+-- Which model labeled how many images, and what came of it: shows what a new model has not reached yet.
+SELECT model_name, model_version, detector_version, status, count(*) AS images, sum(face_count) AS faces,
     min(labeled_at) AS first_labeled_at, max(labeled_at) AS last_labeled_at
-FROM images_latest
-GROUP BY model_version, detector_version, status
+FROM images_by_model
+GROUP BY model_name, model_version, detector_version, status
 ORDER BY last_labeled_at DESC, status;

@@ -69,8 +69,12 @@ joins both with `runs`.
   `--all` labels every image regardless; other detector settings alone make no image due. An image that was deleted keeps its rows.
   What lies in cold storage is due only when it changes there, and when it is restored.
 - **Latest.** So an image has a row from each run that labeled it. `images_latest` has each image once, from the newest of these runs (by
-  `finished_at`, then `run_id`), whatever its model; `faces_latest` has the faces of those rows. A row `unreadable` or `archived`
+  `finished_at`, then `run_id`) with one model; `faces_latest` has the faces of those rows. A row `unreadable` or `archived`
   stands there only where no run could read the image: it says nothing of the picture and never takes the place of an older label.
+- **One model.** That model is the one of the newest run, which `runs` holds as `latest_model_version`: labels of different models
+  are never mixed. A run with `--no-latest` leaves the model that was shown, so a new one can be tried beside it; images that the
+  shown model has not labeled yet are missing there. To go back, label with the older model: what it labeled counts as known, so
+  the run costs a listing. `images_by_model` and `faces_by_model` have every model.
 - **Order.** The run that was committed last is the newest: `finished_at` is later than that of every run before, also where the clock of
   a machine was wrong.
 - **Outages.** What a store does is no row: while it is down a run waits, and then stops. `unreadable` is an image that could not be had
@@ -99,7 +103,7 @@ tables; in a copy of them it reads the copy where DuckDB is started in its folde
 `SET VARIABLE fer_ray_output = '/the/copy'`. The next run into the copy writes the script anew.
 
 In Athena, run the statements of `views/athena.sql` one by one, in a database of their own. They make the tables `runs`, `images_files`
-and `faces_files` over the files, and over those the views `images`, `faces`, `images_latest` and `faces_latest`. The partitions are
+and `faces_files` over the files, and over those the views. The partitions are
 projected: new runs show without `MSCK REPAIR TABLE`. A condition on `run_date` saves reading.
 
 ## images
@@ -177,8 +181,11 @@ _VIEWS = {
     "runs": "the committed runs",
     "images": "the images of committed runs, a row for each run that labeled them",
     "faces": "the faces of those images",
-    "images_latest": "each image once, from the newest run that could read it",
+    "images_latest": "each image once, from the newest run of one model that could read it: the model of the newest run",
     "faces_latest": "the faces of those images",
+    "images_by_model": "the same for each model: each image once for every model that labeled it",
+    "faces_by_model": "the faces of those images, to compare models",
+    "emotion_shares": "for each folder and emotion of faces_latest: faces that are called so, and the sum of their probabilities",
 }
 
 

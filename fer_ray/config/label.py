@@ -108,6 +108,11 @@ class LabelConfig(StoresConfig):
     )
     run_date: str = option(default="", help="date of the run (default: today in UTC)", metavar="YYYY-MM-DD")
     all: bool = option(default=False, help="label every image, not only those that are new, changed, or not yet labeled with this model")
+    latest: bool = option(
+        default=True,
+        help="let images_latest and faces_latest show this run's model; with --no-latest they stay with the model that they show",
+        kw_only=True,
+    )
     limit: int | None = option(default=None, help="label only the first N images that are due", metavar="N", gt=0)
     dry_run: bool = option(default=False, help="say what would be labeled and how long it would take, and write nothing")
     picture: int = option(

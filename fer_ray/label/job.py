@@ -24,7 +24,7 @@ from fer_ray.label.local import FEW_IMAGES, are_few, label_few
 from fer_ray.label.outcome import describe, failure_of, known_and_ignored, raise_alarm, run_row, summarize
 from fer_ray.label.parts import PartWorker, make_part_labeler
 from fer_ray.label.plan import Part, Plan, read_parts, read_plan, remove_work, unfinished, write_plan
-from fer_ray.label.publish import clean_up, commit, publish_tables
+from fer_ray.label.publish import clean_up, commit, newest_run, publish_tables
 from fer_ray.label.report.event_log import RunLog
 from fer_ray.label.report.page import PAGE_FILE, write_report
 from fer_ray.label.report.picture import draw_picture
@@ -117,6 +117,7 @@ def execute(run: Run, progress: Progress, work: Work = Work()) -> dict[str, Any]
             input=run.input_uri,
             model=run.model_version,
         )
+        _say_model_changes(run)
         row = _label_and_publish(run, plan, log, progress, work)
         log.record("published", **summarize(run, row))
     except _stops() as error:
@@ -140,6 +141,17 @@ def execute(run: Run, progress: Progress, work: Work = Work()) -> dict[str, Any]
     if reported:
         LOGGER.info(NEXT, _page(run))
     return row
+
+
+def _say_model_changes(run: Run) -> None:
+    newest = newest_run(run)
+    if newest and newest["latest_model_version"] != run.model_version:
+        shown, own = newest["latest_model_version"], f"{run.model_name} ({run.model_version})"
+        if run.config.latest:
+            change = "show this run's model from now on, and only what it has labeled: --no-latest leaves them as they are"
+        else:
+            change = "stay with that; images_by_model and faces_by_model have both"
+        LOGGER.warning("the model changes to %s; images_latest and faces_latest show %s and %s", own, shown, change)
 
 
 def _plan(run: Run, work: Work) -> Plan:

@@ -19,7 +19,7 @@ from fer_ray.errors import PublishError
 from fer_ray.io.storage import join
 from fer_ray.label.incremental import run_places
 from fer_ray.label.plan import Part, Plan, open_manifest, read_parts, remove_work, staged_file
-from fer_ray.label.run import Run
+from fer_ray.label.run import Run, read_run
 from fer_ray.label.views import write_views
 from fer_ray.schema import CROPS, FACES, IMAGES, RUNS, SCHEMA_VERSION, STAGING, conform
 
@@ -84,13 +84,25 @@ def commit(run: Run, row: dict[str, Any]) -> dict[str, Any]:
     Gives the row: it is newer than those of all runs that were committed before, whatever their clocks said.
     """
     write_views(run.storage, run.output)
-    newest = max((place for run_id, place in run_places(run.storage, run.output).items() if run_id != run.run_id), default=None)
+    newest = newest_run(run)
+    row = row | {"latest_model_version": run.model_version}
     if newest:
-        row = row | {"finished_at": max(row["finished_at"], newest[0] + datetime.timedelta(microseconds=1))}
+        row = row | {"finished_at": max(row["finished_at"], newest["finished_at"] + datetime.timedelta(microseconds=1))}
+        if not run.config.latest:
+            row = row | {"latest_model_version": newest["latest_model_version"]}
     with run.storage.writing(run.commit_file) as file:
         pq.write_table(pa.Table.from_pylist([row], schema=RUNS), file, compression="zstd")
     remove_work(run)
     return row
+
+
+def newest_run(run: Run) -> dict[str, Any] | None:
+    """The row of the run that was committed last beside this one; None where there is none."""
+    others = [place for run_id, place in run_places(run.storage, run.output).items() if run_id != run.run_id]
+    if not others:
+        return None
+    row = read_run(dataclasses.replace(run, run_id=max(others)[1]))
+    return row | {"latest_model_version": row["latest_model_version"] or row["model_version"]}
 
 
 def clean_up(run: Run, keep_days: float) -> list[str]:

@@ -32,7 +32,7 @@ from fer_ray.label.views import athena_views, duckdb_views, write_views
 from fer_ray.models import bundle
 from fer_ray.schema import FACES, IMAGES, RUNS
 
-VIEWS = ("runs", "images", "faces", "images_latest", "faces_latest")
+VIEWS = ("runs", "images", "faces", "images_latest", "faces_latest", "images_by_model", "faces_by_model", "emotion_shares")
 SCHEMAS = {"runs": RUNS, "images": IMAGES, "faces": FACES}
 
 
@@ -51,7 +51,7 @@ class Archive:
 def archive(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Path]) -> Archive:
     """Night 1 labels all, night 2 a changed and a new image, the backfill a folder with another model, night 3 finds nothing new.
 
-    The backfill comes last, though its name and its date are first. A run that never committed left files beside them.
+    So the model is that of night 3 again, at no cost. A run that never committed left files beside them.
     """
     root = tmp_path_factory.mktemp("archive")
     folder, output = root / "photos", root / "analyst's tables"
@@ -78,9 +78,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Pat
     run("night-3", "2026-11-22")
     leave_uncommitted_files(output)
     latest = {
-        "2019/a.png": "backfill",
-        "2019/a again.png": "backfill",
-        "2019/c.png": "backfill",
+        "2019/a.png": "night-1",
+        "2019/a again.png": "night-1",
+        "2019/c.png": "night-1",
         "2018/a.png": "night-1",
         "2020/c.png": "night-1",
         "2020/x.png": "night-2",
@@ -162,9 +162,11 @@ def test_each_image_counts_once_as_its_newest_committed_run_left_it(
     monkeypatch.chdir(tmp_path)
     connection = open_duckdb(archive.output)
     counts = {view: connection.sql(f"SELECT count(*) FROM {view}").fetchall()[0][0] for view in VIEWS}
-    assert counts == {"runs": 4, "images": 12, "faces": 10, "images_latest": 8, "faces_latest": 7}
+    places = 3 * 9  # 2018, 2019 and 2020, for each emotion and unknown
+    by_model = {"images_by_model": 11, "faces_by_model": 10}
+    assert counts == {"runs": 4, "images": 12, "faces": 10, "images_latest": 8, "faces_latest": 7, **by_model, "emotion_shares": places}
     latest = connection.sql("SELECT image_uri, run_id, run_date::VARCHAR FROM images_latest").fetchall()
-    dates = {"night-1": "2026-11-20", "night-2": "2026-11-21", "backfill": "2026-11-01"}
+    dates = {"night-1": "2026-11-20", "night-2": "2026-11-21"}
     assert sorted(latest) == sorted((str(archive.folder / name), run, dates[run]) for name, run in archive.latest_run.items())
     identity = ("image_uri", "run_id", "face_index", "emotion", "confidence")
     expected = sorted(tuple(row[name] for name in identity) for row in latest_rows(archive, "faces"))
@@ -173,6 +175,36 @@ def test_each_image_counts_once_as_its_newest_committed_run_left_it(
         added = [] if table == "runs" else ["run_date"]
         assert connection.sql(f"FROM {table}").columns == [*schema.names, *added]
         assert table == "runs" or connection.sql(f"FROM {table}_latest").columns == [*schema.names, *added]
+
+
+def test_what_is_latest_is_of_one_model_and_to_go_back_costs_nothing(
+    archive: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = shutil.copytree(archive.output, tmp_path / "tables")
+    other, folder = str(archive.folder.parent / "other model"), archive.folder / "2019"
+    newest, seen = "SELECT latest_model_version FROM runs ORDER BY finished_at DESC LIMIT 1", []
+    for run_id, model, latest in (("trial", other, False), ("switch", other, True), ("back", "", True)):
+        caplog.clear()
+        summary, _ = label_without_ray(LabelConfig((str(folder),), str(output), run_id=run_id, model=model, latest=latest))
+        assert (summary["images_total"], summary["images_skipped"]) == (0, 3)
+        connection = open_duckdb(output)
+        models = connection.sql("SELECT DISTINCT model_version, model_name FROM images_latest").fetchall()
+        assert len(models) == 1
+        assert connection.sql(newest).fetchall() == [models[0][:1]]
+        said = [record.message for record in caplog.records if "the model changes to" in record.message]
+        seen.append((models[0][1], connection.sql("SELECT count(*) FROM images_latest").fetchall()[0][0], len(said)))
+    assert seen == [("ferplus", 8, 1), ("other model", 3, 1), ("ferplus", 8, 1)]
+    assert connection.sql("SELECT count(DISTINCT model_version) FROM faces_by_model").fetchall() == [(2,)]
+
+
+def test_shares_are_counts_and_sums_of_probabilities_by_folder(archive: Archive) -> None:
+    faces = latest_rows(archive, "faces")
+    for connection in (open_duckdb(archive.output), open_as_athena(archive)):
+        shares = connection.sql("SELECT folder, emotion, faces, expected_faces, faces_in_folder FROM emotion_shares").fetchall()
+        for folder, emotion, counted, expected, total in shares:
+            here = [face for face in faces if str(Path(face["image_uri"]).parent.relative_to(archive.folder)) == folder]
+            assert (counted, total) == (sum(face["emotion"] == emotion for face in here), len(here))
+            assert expected == (None if emotion == "unknown" else pytest.approx(sum(face[f"prob_{emotion}"] for face in here)))
 
 
 def test_a_tie_goes_to_the_greater_run_id_and_a_folder_of_any_name_will_do(archive: Archive, tmp_path: Path) -> None:
@@ -184,9 +216,8 @@ def test_a_tie_goes_to_the_greater_run_id_and_a_folder_of_any_name_will_do(archi
         pq.write_table(row.set_column(row.column_names.index("finished_at"), RUNS.field("finished_at"), same), file)
     write_views(Storage(), str(copied))
     latest = open_duckdb(copied).sql("SELECT image_uri, run_id, run_date::VARCHAR, status = 'x' FROM images_latest").fetchall()
-    expected = archive.latest_run | {name: "night-1" for name, run_id in archive.latest_run.items() if run_id == "backfill"}
     dates = {"night-1": "2026-11-20", "night-2": "2026-11-21"}
-    assert sorted(latest) == sorted((str(archive.folder / name), run, dates[run], False) for name, run in expected.items())
+    assert sorted(latest) == sorted((str(archive.folder / name), run, dates[run], False) for name, run in archive.latest_run.items())
 
 
 def test_an_image_that_could_not_be_read_keeps_its_label_and_the_run_that_commits_last_is_the_newest(
@@ -270,7 +301,8 @@ def test_a_run_that_commits_while_a_query_starts_is_seen_whole_or_not_at_all(arc
     connection.register_filesystem(Watched())
     connection.sql(duckdb_views(f"watched://{output}"))
     for view in VIEWS:
-        query = f"SELECT image_uri, run_id FROM {view} ORDER BY ALL" if view != "runs" else "SELECT run_id FROM runs ORDER BY ALL"
+        columns = {"runs": "run_id", "emotion_shares": "folder, emotion, faces"}.get(view, "image_uri, run_id")
+        query = f"SELECT {columns} FROM {view} ORDER BY ALL"
         before = connection.execute(query).fetchall()
         listings.clear()
         connection.execute(query)
@@ -290,7 +322,7 @@ def test_athena_gets_the_types_of_the_files_and_the_rows_of_duckdb(archive: Arch
     statements = athena_statements(archive.output)
     assert [statement.this.find(expressions.Table).name for statement in statements] == [
         *("runs", "images_files", "faces_files"),
-        *("images", "faces", "images_latest", "faces_latest"),
+        *VIEWS[1:],
     ]
     in_duckdb, in_athena = open_duckdb(archive.output), open_as_athena(archive)
     for statement in statements[:3]:
@@ -329,13 +361,16 @@ def test_the_example_queries_tell_the_truth_in_duckdb_and_in_athena(archive: Arc
     percents: Counter[tuple[str, str]] = Counter()
     for date, folder, *_, percent in shares:
         percents[str(date), Path(folder).name] += percent
-    places = [("2026-11-01", "2019"), ("2026-11-20", "2018"), ("2026-11-20", "2020"), ("2026-11-21", "2020")]
+    places = [("2026-11-20", "2019"), ("2026-11-20", "2018"), ("2026-11-20", "2020"), ("2026-11-21", "2020")]
     assert percents == pytest.approx(dict.fromkeys(places, 100), abs=0.2)
     of_2019 = Counter(face["emotion"] for face in faces if Path(face["image_uri"]).parent.name == "2019").most_common()
     assert sum(count for _, count in of_2019) == 3
     assert [row[2:] for row in shares if row[1].endswith("2019")] == [(emotion, n, round(n / 3 * 100, 1)) for emotion, n in of_2019]
 
-    expected = sorted((face["confidence"], face["image_uri"]) for face in faces if face["confidence"] < 0.5)
+    assert doubtful == []  # of the model that is shown; the other one is never sure
+    query = next(query for title, _, query in example_queries() if "confidence" in title)
+    doubtful = rows_of(in_duckdb, query.replace("0.5", "0.99"))
+    expected = sorted((face["confidence"], face["image_uri"]) for face in faces if face["confidence"] < 0.99)
     assert [(row[7], row[0]) for row in doubtful] == expected
     assert 0 < len(expected) < len(faces)
 
@@ -354,9 +389,9 @@ def test_the_example_queries_tell_the_truth_in_duckdb_and_in_athena(archive: Arc
 
     models = sorted([archive.model, archive.other_model])
     assert agreement == [(*models, 2, 50.0)]  # of two different pictures, one is happy
-    counts = {(model, status): (images, faces) for model, _, status, images, faces in state}
+    counts = {(model, status): (images, faces) for _, model, _, status, images, faces in state}
     assert counts == {
-        (archive.model, "ok"): (4, 4),
+        (archive.model, "ok"): (7, 7),
         (archive.model, "undecodable"): (1, 0),
         (archive.other_model, "ok"): (3, 3),
     }

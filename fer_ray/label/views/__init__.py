@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fer_ray.emotions import EMOTIONS, UNKNOWN
 from fer_ray.io.storage import S3, Storage, join
 from fer_ray.schema import FACES, IMAGES, RUNS, since
 
@@ -27,6 +28,13 @@ _ATHENA_TYPES = {
     pa.timestamp("us"): "timestamp",
     pa.timestamp("us", tz="UTC"): "timestamp",
 }
+# Of every run its place in time, and the model that the views of what is latest show: all from one look at the runs.
+_RANKED_RUNS = """\
+        SELECT run_id, row_number() OVER (ORDER BY finished_at, run_id) AS place,
+            last_value(coalesce(latest_model_version, model_version)) OVER (
+                ORDER BY finished_at, run_id ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+            ) AS shown
+        FROM runs"""
 _DUCKDB_TYPES = {"string": "VARCHAR", "timestamp": "TIMESTAMP"}  # the others have the same name
 
 
@@ -57,7 +65,7 @@ def _place(output: str) -> str:
 
 
 def duckdb_views(output: str, s3_endpoint: str = "") -> str:
-    """A script for DuckDB that makes the views `runs`, `images`, `faces`, `images_latest` and `faces_latest`.
+    """A script for DuckDB that makes the views that docs/tables.md lists.
 
     Files of every schema version are read: columns that none of them has are null. It works from any directory; in a copy of the
     output, from inside of the copy. run_date comes from `runs`: a folder above the output may look like a partition as well.
@@ -114,7 +122,7 @@ def _render(template: str, **values: object) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701 - SQL; names are quoted below
     )
-    return environment.get_template(template).render(values)
+    return environment.get_template(template).render(values, ranked_runs=_RANKED_RUNS, labels=(*EMOTIONS, UNKNOWN))
 
 
 def _first_run_date(storage: Storage, output: str) -> str:
