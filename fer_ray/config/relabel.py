@@ -33,6 +33,9 @@ class RelabelConfig(StoresConfig):
         metavar="NAME",
     )
     run_date: str = option(default="", help="date of the run (default: today in UTC)", metavar="YYYY-MM-DD")
+    latest: bool = option(
+        default=True, help="let images_latest and faces_latest show this model; with --no-latest they stay with the one that they show"
+    )
     workers: int | None = option(
         default=None,
         help="labeling processes, one CPU each; a cluster may grow for them (default: one for each CPU)",
@@ -62,6 +65,7 @@ class RelabelConfig(StoresConfig):
             run_id=self.run_id,
             run_date=self.run_date,
             thumbnails=False,
+            latest=self.latest,
             workers=self.workers,
             gpus=self.gpus,
             labeling=LabelingOptions(flip=self.flip, unknown_below=self.unknown_below),
