@@ -16,7 +16,8 @@ from fer_ray.label.gpu_models import ModelOnGpus, RemoteModel, start_models
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.flops import multiply_adds
 from fer_ray.models.onnx_network import OnnxNetwork
-from fer_ray.typing import Float64Array, UInt8Array
+from fer_ray.typing import Float32Array, Float64Array, UInt8Array
+from fer_ray.vision.quality import OUTPUTS
 
 CROPS, ASKING_PROCESSES, QUESTIONS = 64, 2, 500
 
@@ -24,7 +25,7 @@ CROPS, ASKING_PROCESSES, QUESTIONS = 64, 2, 500
 class NoModel:
     """In the place of a GPU's process: answers without calculating."""
 
-    def probabilities(self, images: UInt8Array) -> Float64Array:
+    def probabilities(self, images: UInt8Array, seen: Float32Array) -> Float64Array:
         return np.full((len(images), 8), 1 / 8)
 
 
@@ -35,9 +36,10 @@ class Asking:
         """Wall and CPU seconds for so many batches of crops."""
         remote = RemoteModel(model, not_here)
         crops = np.zeros((CROPS, model.image_size, model.image_size), np.uint8)
+        seen = np.zeros((CROPS, len(OUTPUTS)), np.float32)
         began, cpu = time.perf_counter(), time.process_time()
         for _ in range(questions):
-            remote.probabilities(crops)
+            remote.probabilities(crops, seen)
         return time.perf_counter() - began, time.process_time() - cpu
 
 

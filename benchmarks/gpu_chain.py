@@ -35,7 +35,8 @@ from fer_ray.label.plan import Part, Plan, read_parts, staged_file, write_plan
 from fer_ray.label.result import LabeledImage
 from fer_ray.label.run import Run
 from fer_ray.schema import ImageEntry, Status
-from fer_ray.typing import Float64Array, UInt8Array
+from fer_ray.typing import Float32Array, Float64Array, UInt8Array
+from fer_ray.vision.quality import OUTPUTS
 
 CPUS = 16
 SECONDS_PER_IMAGE = 0.002  # a portrait
@@ -50,7 +51,7 @@ class WaitingModel:
     def __init__(self, folder: str, seconds_per_crop: float) -> None:
         self.file, self.seconds = Path(folder) / f"{os.getpid()}-{time.monotonic_ns()}", seconds_per_crop
 
-    def probabilities(self, images: UInt8Array) -> Float64Array:
+    def probabilities(self, images: UInt8Array, seen: Float32Array | None = None) -> Float64Array:
         begin = time.monotonic()
         time.sleep(self.seconds * len(images))
         with self.file.open("a") as file:
@@ -78,7 +79,9 @@ class Asking:
         for start in range(0, len(entries), BATCH):
             images = len(entries[start : start + BATCH])
             time.sleep(SECONDS_PER_IMAGE * images)
-            waiting.append((images, self.remote.ask(np.zeros((round(CROPS_PER_IMAGE * images), SIDE, SIDE), np.uint8))))
+            crops = round(CROPS_PER_IMAGE * images)
+            asked = self.remote.ask(np.zeros((crops, SIDE, SIDE), np.uint8), np.zeros((crops, len(OUTPUTS)), np.float32))
+            waiting.append((images, asked))
             if len(waiting) > 1:
                 yield self._answers(*waiting.pop(0))
         for one in waiting:

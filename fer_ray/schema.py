@@ -167,6 +167,8 @@ _FACE_FIELDS_2 = [
     _since_2(
         "roll", pa.float32(), "degrees that the head is tilted clockwise in the image, from the landmarks, which follow a tilt in part"
     ),
+    _since_2("quality", pa.float32(), "how much of the answer to a faultless picture is left, 0 to 1, low for small, poor, covered faces"),
+    _since_2("occluded", pa.float32(), "probability that mouth or eyes are covered (a mask, dark glasses, a hand), 0 to 1"),
 ]
 
 _IDENTITY = [

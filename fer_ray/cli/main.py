@@ -127,6 +127,13 @@ _JOBS = (
         needs="tensorflow",
     ),
     Job(
+        "calibrate",
+        "Fit a bundle's confidences anew, so that they know how much of a face is to be seen.",
+        "fer_ray.config.calibrate:CalibrateConfig",
+        "fer_ray.calibrate.job:calibrate_bundle",
+        shows_progress=True,
+    ),
+    Job(
         "export",
         "Write a bundle as ONNX, SavedModel or TFLite, checked on real faces.",
         "fer_ray.config.export:ExportConfig",

@@ -194,7 +194,7 @@ def _judge(storage: Storage, config: EvaluateConfig, candidate: Candidate, data:
         logger.warning("%s: the temperature lies at the bound of its range, so its confidences are not calibrated.", candidate.name)
     faces = in_order_of(data.splits[config.split], data.classes, loaded.classes)
     logits = _answer(loaded, faces, candidate.name, progress)
-    probabilities = metrics.softmax(logits, loaded.temperature)
+    probabilities = loaded.calibrate(logits, faces.images)
     history, note = read_history(storage, candidate.place)
     content = {
         "name": candidate.name,
@@ -206,11 +206,12 @@ def _judge(storage: Storage, config: EvaluateConfig, candidate: Candidate, data:
         "networks": [member.config.architecture for member in loaded.members],
         "flip": loaded.flip,
         "temperature": loaded.temperature,
-        **measure(logits, faces, loaded.classes, loaded.temperature, config.seed),
+        "calibrated_by_picture": loaded.by_picture is not None,
+        **measure(logits, probabilities, faces, loaded.classes, config.seed),
         "most_confident_errors": most_confident_errors(probabilities, faces, loaded.classes),
         "training_curves": note or f"They are in {PAGE_FILE}.",
     }
-    shown = page.show(config, content, _keras_network(candidate), faces, logits, history)
+    shown = page.show(config, content, _keras_network(candidate), faces, logits, probabilities, history)
     accuracy, macro_f1 = content["figures"]["accuracy"], content["figures"]["macro_f1"]
     logger.info("%s: accuracy %s, macro F1 %.3f", candidate.name, percent(accuracy, 1), macro_f1)
     return Evaluation(candidate.name, content, shown, faces, probabilities)

@@ -19,7 +19,7 @@ from fer_ray.models.metrics import LESS_IS_BETTER
 from fer_ray.reporting.charts import Chart
 from fer_ray.reporting.html import NOTHING, render
 from fer_ray.text import percent
-from fer_ray.typing import Float32Array
+from fer_ray.typing import Float32Array, Float64Array
 
 if TYPE_CHECKING:
     import keras
@@ -63,6 +63,7 @@ def show(
     network: keras.Model | None,
     faces: Split,
     logits: Float32Array,
+    probabilities: Float64Array,
     history: History | None,
 ) -> Shown:
     """Charts and faces of a model.
@@ -73,9 +74,10 @@ def show(
         network: Its first network in Keras, for what it looks at; None where there is none.
         faces: Labels and targets in the order of its classes.
         logits: Its answers to them before calibration, (n, classes).
+        probabilities: The same after it.
         history: Its training, if it is known.
     """
-    classes, probabilities = content["classes"], metrics.softmax(logits, content["temperature"])
+    classes = content["classes"]
     after, before = (metrics.reliability(answers, faces.labels) for answers in (probabilities, metrics.softmax(logits)))
     random = np.random.default_rng(config.seed).choice(len(faces), min(config.samples, len(faces)), replace=False).tolist()
     errors = [error["index"] for error in content["most_confident_errors"]]

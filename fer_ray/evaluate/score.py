@@ -13,6 +13,7 @@ from fer_ray.models import metrics
 from fer_ray.typing import Float32Array, Float64Array, Int64Array
 
 MAX_ERRORS = 30
+SMALLEST = 1e-12  # the least probability whose logarithm is taken
 
 
 def check_classes(model: str, known: Sequence[str], asked: Sequence[str]) -> None:
@@ -35,9 +36,9 @@ def in_order_of(faces: Split, classes: Sequence[str], known: Sequence[str]) -> S
     return Split(faces.images, place[faces.labels], targets, faces.names)
 
 
-def measure(logits: Float32Array, faces: Split, classes: Sequence[str], temperature: float, seed: int) -> dict[str, Any]:
-    """Figures from logits (n, classes), as `evaluation.json` holds them; NLL, Brier score and ECE are those after calibration."""
-    probabilities, labels = metrics.softmax(logits, temperature), faces.labels
+def measure(logits: Float32Array, probabilities: Float64Array, faces: Split, classes: Sequence[str], seed: int) -> dict[str, Any]:
+    """Figures as `evaluation.json` holds them, from answers before calibration and after it, both (n, classes)."""
+    labels = faces.labels
     per_class = metrics.per_class(probabilities, labels)
     one_hot = np.eye(len(classes))[labels]
     bins = metrics.reliability(probabilities, labels)
@@ -47,7 +48,7 @@ def measure(logits: Float32Array, faces: Split, classes: Sequence[str], temperat
         "weighted_f1": per_class.weighted_f1,
         "roc_auc": per_class.macro_roc_auc,
         "ece": bins.expected_calibration_error,
-        "nll": metrics.negative_log_likelihood(logits, labels, temperature),
+        "nll": metrics.negative_log_likelihood(np.log(np.maximum(probabilities, SMALLEST)), labels),
         "brier": metrics.brier_score(probabilities, one_hot),
         "ece_before_calibration": metrics.expected_calibration_error(logits, labels),
         "nll_before_calibration": metrics.negative_log_likelihood(logits, labels),
@@ -64,7 +65,7 @@ def measure(logits: Float32Array, faces: Split, classes: Sequence[str], temperat
         "intervals": {name: list(limits) for name, limits in metrics.bootstrap_intervals(probabilities, labels, seed).items()},
         "votes": votes,
         "per_class": _per_class_rows(per_class, probabilities, classes),
-        "confusion": _confusion(logits, labels, classes),
+        "confusion": _confusion(probabilities, labels, classes),
         "reliability": _reliability_rows(bins),
     }
 
@@ -85,9 +86,9 @@ def _per_class_rows(per_class: metrics.PerClass, probabilities: Float64Array, cl
     ]
 
 
-def _confusion(logits: Float32Array, labels: Int64Array, classes: Sequence[str]) -> dict[str, Any]:
+def _confusion(probabilities: Float64Array, labels: Int64Array, classes: Sequence[str]) -> dict[str, Any]:
     """One row for each class that has images, one column for each that can be predicted."""
-    counts = metrics.confusion_matrix(logits, labels)
+    counts = metrics.confusion_matrix(probabilities, labels)
     rows = np.flatnonzero(counts.sum(axis=1)).tolist()
     counts = counts[rows]
     shares = counts / counts.sum(axis=1, keepdims=True)

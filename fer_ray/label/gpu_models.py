@@ -23,7 +23,7 @@ from fer_ray.models import bundle
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.onnx_network import Device, OnnxNetwork
 from fer_ray.text import plural
-from fer_ray.typing import Float64Array, UInt8Array
+from fer_ray.typing import Float32Array, Float64Array, UInt8Array
 
 GPU = "GPU"
 LOGGER = logging.getLogger(__name__)
@@ -58,28 +58,28 @@ class RemoteModel:
         self._turns = itertools.count(random.randrange(len(model.actors)))  # the processes are not to ask the same one first
         self._here: Bundle[OnnxNetwork] | None = None
 
-    def probabilities(self, images: UInt8Array) -> Float64Array:
-        """Calibrated probabilities (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB uint8."""
-        return self.ask(images)()
+    def probabilities(self, images: UInt8Array, seen: Float32Array) -> Float64Array:
+        """Calibrated probabilities (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB, of which `vision.quality` said `seen`."""
+        return self.ask(images, seen)()
 
-    def ask(self, images: UInt8Array) -> Callable[[], Float64Array]:
+    def ask(self, images: UInt8Array, seen: Float32Array) -> Callable[[], Float64Array]:
         """Send crops to one GPU after the other; what comes back waits for the answer, and asks another GPU where there is none."""
         if not self._actors:
-            return functools.partial(self._calculate, images)
+            return functools.partial(self._calculate, images, seen)
         actor = self._actors[next(self._turns) % len(self._actors)]
-        return functools.partial(self._wait, actor, actor.probabilities.remote(images), images)
+        return functools.partial(self._wait, actor, actor.probabilities.remote(images, seen), images, seen)
 
-    def _wait(self, actor: Any, answer: ray.ObjectRef, images: UInt8Array) -> Float64Array:
+    def _wait(self, actor: Any, answer: ray.ObjectRef, images: UInt8Array, seen: Float32Array) -> Float64Array:
         try:
             return np.asarray(ray.get(answer, timeout=ANSWER_SECONDS))
         except RayError:  # its machine is gone, or the GPU's memory is full
             if actor in self._actors:
                 self._actors.remove(actor)
-            return self.probabilities(images)
+            return self.probabilities(images, seen)
 
-    def _calculate(self, images: UInt8Array) -> Float64Array:
+    def _calculate(self, images: UInt8Array, seen: Float32Array) -> Float64Array:
         self._here = self._here or self._load()
-        return self._here.probabilities(images)
+        return self._here.probabilities(images, seen)
 
 
 class ModelProcess:
@@ -94,8 +94,8 @@ class ModelProcess:
         model = self.model
         return model.image_size, model.color, model.crop, model.classes, model.model_version
 
-    def probabilities(self, images: UInt8Array) -> Float64Array:
-        return self.model.probabilities(images)
+    def probabilities(self, images: UInt8Array, seen: Float32Array) -> Float64Array:
+        return self.model.probabilities(images, seen)
 
 
 def start_models(run: Run) -> ModelOnGpus | None:

@@ -24,7 +24,8 @@ from fer_ray.errors import FerRayError, ImageError, UsageError
 from fer_ray.label.result import Face, LabeledImage, LabeledImages
 from fer_ray.models import bundle
 from fer_ray.schema import Status
-from fer_ray.typing import Float64Array, UInt8Array
+from fer_ray.typing import Float32Array, Float64Array, UInt8Array
+from fer_ray.vision import quality
 from fer_ray.vision.capture import NOTHING_RECORDED, Capture
 from fer_ray.vision.crop import KeptCrop, crop_face, keep_crop, sharpness
 from fer_ray.vision.decode import DecodedImage
@@ -43,6 +44,15 @@ class _Prepared:
     kept: Sequence[KeptCrop | None] = ()
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Images whose crops the model was given: what is seen of each face (n, outputs), and what waits for the model's answer."""
+
+    prepared: Sequence[_Prepared]
+    seen: Float32Array
+    answer: Callable[[], Float64Array] | None
+
+
 class Classifier(Protocol):
     """A model as the labeler needs it: a `Bundle`, or one that calculates elsewhere and has `ask`, which does not wait for the answer."""
 
@@ -57,8 +67,8 @@ class Classifier(Protocol):
     @property
     def model_version(self) -> str: ...
 
-    def probabilities(self, images: UInt8Array) -> Float64Array:
-        """Calibrated probabilities (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB."""
+    def probabilities(self, images: UInt8Array, seen: Float32Array) -> Float64Array:
+        """Calibrated probabilities (n, classes) of crops (n, s, s) gray or (n, s, s, 3) RGB, of which `vision.quality` said `seen`."""
 
 
 class Labeler:
@@ -137,28 +147,32 @@ class Labeler:
 
     def label_batches(self, batches: Iterable[Iterable[Source]]) -> Iterator[list[LabeledImage]]:
         """The same batch by batch; a model that calculates elsewhere does so for one while the faces of the next are found."""
-        asked: list[_Prepared] | None = None
-        answer: Callable[[], Float64Array] | None = None
+        asked: _Asked | None = None
         for sources in batches:
-            prepared = [self._prepare(source) for source in sources]
-            next_answer = self._ask([crop for one in prepared for crop in one.crops])
+            following = self._ask([self._prepare(source) for source in sources])
             if asked is not None:
-                yield self._finish_all(asked, answer)
-            asked, answer = prepared, next_answer
+                yield self._finish_all(asked)
+            asked = following
         if asked is not None:
-            yield self._finish_all(asked, answer)
+            yield self._finish_all(asked)
 
-    def _ask(self, crops: Sequence[UInt8Array]) -> Callable[[], Float64Array] | None:
-        """Give the model the crops; what comes back waits for its answer. A model in this process calculates only then."""
+    def _ask(self, prepared: Sequence[_Prepared]) -> _Asked:
+        """Look at the crops and give them to the model. A model in this process calculates only when it is waited for."""
+        crops = [crop for one in prepared for crop in one.crops]
         if not crops:
-            return None
-        ask = getattr(self._model, "ask", None) or partial(partial, self._model.probabilities)
-        return cast("Callable[[], Float64Array]", ask(np.stack(crops)))
-
-    def _finish_all(self, prepared: Sequence[_Prepared], answer: Callable[[], Float64Array] | None) -> list[LabeledImage]:
+            return _Asked(prepared, np.empty((0, len(quality.OUTPUTS)), np.float32), None)
+        stacked = np.stack(crops)
         with self._timed("classify"):
-            probabilities = iter(answer() if answer else ())
-        return [self._finish(one, [next(probabilities) for _ in one.crops]) for one in prepared]
+            seen = quality.describe(stacked)
+        ask = getattr(self._model, "ask", None) or partial(partial, self._model.probabilities)
+        return _Asked(prepared, seen, cast("Callable[[], Float64Array]", ask(stacked, seen)))
+
+    def _finish_all(self, asked: _Asked) -> list[LabeledImage]:
+        with self._timed("classify"):
+            probabilities = asked.answer() if asked.answer else ()
+        columns = (quality.probability(asked.seen, name).tolist() for name in quality.PROBABILITIES)
+        faces = zip(probabilities, *columns, strict=True)
+        return [self._finish(one, [next(faces) for _ in one.crops]) for one in asked.prepared]
 
     def _label_and_remember(self, sources: Sequence[Source]) -> LabeledImages:
         return LabeledImages(
@@ -209,9 +223,10 @@ class Labeler:
         finally:
             self.stage_seconds[stage] += time.perf_counter() - started
 
-    def _finish(self, prepared: _Prepared, probabilities: list[Float64Array]) -> LabeledImage:
+    def _finish(self, prepared: _Prepared, said: list[tuple[Float64Array, float, float]]) -> LabeledImage:
+        """The image with its faces; `said` has the probabilities, the quality and the occlusion of each."""
         image = prepared.image
-        for detection, crop, kept, row in zip(prepared.detections, prepared.crops, prepared.kept, probabilities, strict=True):
+        for detection, crop, kept, (row, readable, occluded) in zip(prepared.detections, prepared.crops, prepared.kept, said, strict=True):
             best = int(row.argmax())
             confidence = float(row[best])
             image.faces.append(
@@ -224,6 +239,8 @@ class Labeler:
                     confidence=confidence,
                     probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
                     kept=kept,
+                    quality=readable,
+                    occluded=occluded,
                 )
             )
         return image

@@ -54,6 +54,7 @@ class Face:
 
     Landmarks are left eye, right eye, nose, left and right corner of the mouth; left and right are the subject's own.
     `probabilities` are calibrated and add up to 1; `emotion` is the likeliest, `unknown` below the given threshold.
+    `quality` says how much of the face can be read, `occluded` how likely mouth or eyes are covered (`fer_ray.vision.quality`).
     `kept` is the crop for later models, where one was asked for.
     """
 
@@ -64,6 +65,8 @@ class Face:
     emotion: str
     confidence: float
     probabilities: dict[str, float]
+    quality: float | None = None
+    occluded: float | None = None
     kept: KeptCrop | None = field(default=None, repr=False, compare=False)
 
 
@@ -209,6 +212,8 @@ def face_structs(images: Sequence[LabeledImage]) -> pa.StructArray:
         "detection_score": [face.detection_score for face in faces],
         **{f"{name}_{axis}": landmarks[:, 2 * i + j] for i, name in enumerate(LANDMARKS) for j, axis in enumerate("xy")},
         "sharpness": [face.sharpness for face in faces],
+        "quality": [face.quality for face in faces],
+        "occluded": [face.occluded for face in faces],
         "emotion": [face.emotion for face in faces],
         "confidence": [face.confidence for face in faces],
         **{f"prob_{emotion}": [face.probabilities.get(emotion) for face in faces] for emotion in EMOTIONS},

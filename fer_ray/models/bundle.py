@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,10 +26,12 @@ from fer_ray.config.recipe import ModelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import BundleError, TooLargeError, UsageError
 from fer_ray.io.storage import Storage, is_remote, join
+from fer_ray.models.calibration import PictureCalibration
 from fer_ray.models.metrics import softmax
 from fer_ray.models.onnx_network import Device, OnnxNetwork
 from fer_ray.models.sizes import check_size
 from fer_ray.typing import Float32Array, Float64Array, UInt8Array
+from fer_ray.vision import quality
 
 FORMAT_VERSION = 3
 FORMAT_WITHOUT_ONNX = 2  # of version 0.1; the model_version still covers this number, so that archives are not labeled anew
@@ -39,6 +42,8 @@ DEFAULT = "ferplus"
 MAX_METADATA_BYTES = 1 << 20
 MAX_WEIGHTS_BYTES = 640 << 20  # of all networks together, once as ONNX and once as Keras has them
 MAX_MEMBERS = 16
+
+logger = logging.getLogger(__name__)
 
 
 class Network(Protocol):
@@ -69,6 +74,7 @@ class Bundle(Generic[N]):
     crop: CropGeometry
     temperature: float
     model_version: str
+    by_picture: PictureCalibration | None = None
 
     @property
     def image_size(self) -> int:
@@ -96,9 +102,15 @@ class Bundle(Generic[N]):
         mean = np.mean([softmax(answer) for answer in answers], axis=0)
         return np.asarray(np.log(np.maximum(mean, 1e-12)), np.float32)
 
-    def probabilities(self, images: UInt8Array) -> Float64Array:
-        """Calibrated probabilities (n, classes) of such crops."""
-        return softmax(self.logits(images), self.temperature)
+    def probabilities(self, images: UInt8Array, seen: Float32Array | None = None) -> Float64Array:
+        """Calibrated probabilities (n, classes) of such crops; `seen` is what `vision.quality.describe` says of them, if it is known."""
+        return self.calibrate(self.logits(images), images, seen)
+
+    def calibrate(self, logits: Float32Array, images: UInt8Array, seen: Float32Array | None = None) -> Float64Array:
+        """The same from logits that are known already."""
+        if self.by_picture is None:
+            return softmax(logits, self.temperature)
+        return self.by_picture.apply(logits, quality.describe(images) if seen is None else seen)
 
 
 def resolve(model: str) -> str:
@@ -233,6 +245,9 @@ def check_labels(content: dict[str, Any], model: str) -> None:
 
 def assemble(members: Sequence[Member[N]], content: dict[str, Any], flip: bool) -> Bundle[N]:
     """The bundle of checked metadata, with these networks."""
+    by_picture = _by_picture(content)
+    if by_picture is None and content["calibration"].get("by_picture"):
+        logger.warning("%s: confidences do not know the picture in this version: run `fer-ray calibrate` anew.", content["model_version"])
     return Bundle(
         tuple(members),
         tuple(content["classes"]),
@@ -240,7 +255,17 @@ def assemble(members: Sequence[Member[N]], content: dict[str, Any], flip: bool) 
         CropGeometry.from_dict(content["preprocessing"]["crop"]),
         float(content["calibration"]["temperature"]),
         version_of(content, flip),
+        by_picture,
     )
+
+
+def _by_picture(content: dict[str, Any]) -> PictureCalibration | None:
+    """The calibration by picture, where there is one that was fitted with this version's `vision.quality`."""
+    described = content["calibration"].get("by_picture")
+    if described is None:
+        return None
+    calibration = PictureCalibration.from_dict(described, len(content["classes"]))
+    return calibration if described["network"] == quality.network_version() else None
 
 
 def member_config(member: dict[str, Any]) -> ModelConfig | ImportedModel:
@@ -279,6 +304,7 @@ def _check_content(content: dict[str, Any]) -> None:
         raise ValueError(f"classes must be different emotions among {', '.join(EMOTIONS)}")
     if not isinstance(temperature, float) or not 0.01 <= temperature <= 100:
         raise ValueError("the temperature must lie between 0.01 and 100")
+    _by_picture(content)
     if not isinstance(content["flip"], bool):
         raise ValueError("flip must be true or false")
     if len(content.get("onnx_sha256", members)) != len(members):

@@ -1,18 +1,27 @@
-"""Confidence that means what it says: the temperature of a model, fitted on validation, and what is left of the error."""
+"""Confidence that means what it says, on poor pictures too.
+
+A model has a temperature, fitted on validation. `fer-ray calibrate` adds what depends on the picture: small, noisy or covered faces get
+a temperature of their own and class offsets, so that the model is unsure of them instead of calling them neutral.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from fer_ray.models.metrics import compute_metrics, negative_log_likelihood
-from fer_ray.typing import FloatArray, IntArray
+from fer_ray.models.metrics import compute_metrics, negative_log_likelihood, softmax
+from fer_ray.typing import Float64Array, FloatArray, IntArray
+from fer_ray.vision.quality import OUTPUTS, network_version
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
 _TOLERANCE = 1e-6  # of the logarithm of the temperature
+_MAX_COEFFICIENT = 100.0  # of a calibration by picture: far more than any that was fitted
+_SHRINKAGE = 1e-3  # weight of the squared coefficients beside the mean NLL, which a few hundred faces already outweigh
 
 logger = logging.getLogger(__name__)
 
@@ -69,3 +78,83 @@ def calibrate(logits: FloatArray, labels: IntArray) -> tuple[float, dict[str, fl
         "ece_before_calibration": before["ece"],
         "nll_before_calibration": before["nll"],
     }
+
+
+@dataclass(frozen=True)
+class PictureCalibration:
+    """A temperature and class offsets that depend on what is seen of a face: logits / exp(t . s) + O s, where s is (1, seen).
+
+    Attributes:
+        temperature: t, (1 + outputs of `vision.quality`,).
+        offsets: O, (classes, 1 + outputs).
+    """
+
+    temperature: Float64Array
+    offsets: Float64Array
+
+    def apply(self, logits: FloatArray, seen: FloatArray) -> Float64Array:
+        """Calibrated probabilities (n, classes) from logits (n, classes) and what `describe` says of the crops (n, outputs)."""
+        features = _with_one(seen)
+        return softmax(logits * self._sharpness(features)[:, None] + features @ self.offsets.T)
+
+    def _sharpness(self, features: Float64Array) -> Float64Array:
+        """What logits (n, classes) are multiplied by, (n,)."""
+        return np.asarray(np.exp(-np.clip(features @ self.temperature, math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `bundle.json` holds it."""
+        return {
+            "network": network_version(),
+            "features": ["one", *OUTPUTS],
+            "temperature": self.temperature.tolist(),
+            "offsets": self.offsets.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], classes: int) -> PictureCalibration:
+        """Read what `to_dict` gave.
+
+        Raises:
+            ValueError: it has another shape, or numbers that no fit gives.
+        """
+        temperature, offsets = (np.array(content[name], np.float64) for name in ("temperature", "offsets"))
+        features = 1 + len(OUTPUTS)
+        if temperature.shape != (features,) or offsets.shape != (classes, features):
+            raise ValueError(f"calibration by_picture must have {features} numbers for the temperature and for each class")
+        if not all((np.abs(values) <= _MAX_COEFFICIENT).all() for values in (temperature, offsets)):
+            raise ValueError(f"calibration by_picture must have numbers of {_MAX_COEFFICIENT:g} at most")
+        return cls(temperature, offsets)
+
+
+def fit_by_picture(logits: FloatArray, seen: FloatArray, labels: IntArray, weights: FloatArray) -> PictureCalibration:
+    """The calibration with the least weighted NLL, its coefficients held small.
+
+    Args:
+        logits: answers to clean and to degraded faces before calibration, (n, classes).
+        seen: what `vision.quality.describe` says of them, (n, outputs).
+        labels: indices of the true classes, (n,).
+        weights: how much each face counts, (n,).
+    """
+    from scipy import optimize
+
+    features, (count, classes) = _with_one(seen), logits.shape
+    width, scale = features.shape[1], 1 / weights.sum()
+    one_hot = np.eye(classes)[labels]
+
+    def loss(values: Float64Array) -> tuple[float, Float64Array]:
+        fitted = PictureCalibration(values[:width], values[width:].reshape(classes, width))
+        sharpness = fitted._sharpness(features)
+        scaled = logits * sharpness[:, None]
+        probabilities = softmax(scaled + features @ fitted.offsets.T)
+        likelihood = np.maximum(probabilities[np.arange(count), labels], 1e-12)
+        slope = (probabilities - one_hot) * weights[:, None] * scale
+        gradient = np.concatenate([-((slope * scaled).sum(axis=1) @ features), (slope.T @ features).ravel()])
+        nll = -float((weights * np.log(likelihood)).sum() * scale)
+        return nll + _SHRINKAGE * float(values @ values), gradient + 2 * _SHRINKAGE * values
+
+    found = optimize.minimize(loss, np.zeros(width * (1 + classes)), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    return PictureCalibration(found.x[:width], found.x[width:].reshape(classes, width))
+
+
+def _with_one(seen: FloatArray) -> Float64Array:
+    return np.column_stack([np.ones(len(seen)), seen])

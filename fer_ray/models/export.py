@@ -63,7 +63,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     _check_output(storage, output, config.format)
     threads = _load_tensorflow()
     with bundle.local_copy(storage, bundle.resolve(config.model)) as folder:
-        original = keras_bundle.load(folder, config.flip)
+        # A network that is exported sees crops alone: its confidences have the temperature, and know nothing of the picture.
+        original = dataclasses.replace(keras_bundle.load(folder, config.flip), by_picture=None)
     calibration, crops = _real_crops(config, original)
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as work:
         made = Path(work) / "model"

@@ -27,6 +27,7 @@ from fer_ray.label.result import Face, LabeledImage
 from fer_ray.label.run import Run
 from fer_ray.schema import CROPS, FACE_STRUCT, FACES, IMAGES, SCHEMA_VERSION, STAGING, Status, conform
 from fer_ray.typing import Float32Array, Float64Array, IntArray, UInt8Array
+from fer_ray.vision import quality
 from fer_ray.vision.crop import crop_face, sharpness
 
 CROPS_AT_ONCE = 256  # in memory, as the model wants them
@@ -100,15 +101,18 @@ class CropRelabeler(PartWorker):
         boxes = np.stack([crops[f"box_{part}"].to_numpy() for part in ("x", "y", "width", "height")], axis=1)
         eyes = np.where(np.isfinite(eyes), eyes, np.array([[1, 0], [0, 0]], np.float32))  # level
         probabilities, blur = [np.empty((0, len(self.model.classes)))], []
+        seen = [np.empty((0, len(quality.OUTPUTS)), np.float32)]
         for start in range(0, len(crops), CROPS_AT_ONCE):
             place = slice(start, start + CROPS_AT_ONCE)
             started = time.perf_counter()
             cut = self._cut(name, crops["jpeg"][place].to_pylist(), boxes[place], eyes[place])
             blur += [sharpness(crop) for crop in cut]
             self.stage_seconds["decode"] += (classifying := time.perf_counter()) - started
-            probabilities.append(self.model.probabilities(np.stack(cut)))
+            seen.append(quality.describe(np.stack(cut)))
+            probabilities.append(self.model.probabilities(np.stack(cut), seen[-1]))
             self.stage_seconds["classify"] += time.perf_counter() - classifying
-        return {"sharpness": pa.array(blur, pa.float32()), **self._columns(np.concatenate(probabilities))}
+        said = {name: pa.array(quality.probability(np.concatenate(seen), name)) for name in quality.PROBABILITIES}
+        return {"sharpness": pa.array(blur, pa.float32()), **said, **self._columns(np.concatenate(probabilities))}
 
     def _columns(self, probabilities: Float64Array) -> dict[str, Any]:
         best, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1, initial=0)

@@ -14,7 +14,7 @@ from fer_ray.evaluate.history import History, read_history
 from fer_ray.evaluate.score import in_order_of, measure
 from fer_ray.io.storage import Storage
 from fer_ray.models import bundle
-from fer_ray.models.metrics import Bins
+from fer_ray.models.metrics import Bins, softmax
 
 
 def test_a_model_with_more_emotions_than_the_data_keeps_them_and_errs_with_them() -> None:
@@ -24,7 +24,7 @@ def test_a_model_with_more_emotions_than_the_data_keeps_them_and_errs_with_them(
     assert moved.labels.tolist() == [2, 2, 1, 1]
     assert moved.targets[0].tolist() == [0, 0, 1]
     logits = np.log(np.array([[0.1, 0.1, 0.8], [0.6, 0.1, 0.3], [0.1, 0.8, 0.1], [0.1, 0.8, 0.1]], np.float32))
-    found = measure(logits, moved, known, 1.0, seed=0)
+    found = measure(logits, softmax(logits), moved, known, seed=0)
     assert found["figures"]["accuracy"] == 0.75
     assert found["figures"]["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["confusion"]["labels"] == ["sad", "happy"]
@@ -36,7 +36,8 @@ def test_a_model_with_more_emotions_than_the_data_keeps_them_and_errs_with_them(
 def test_votes_are_judged_beside_the_labels() -> None:
     votes = np.array([[0.75, 0.25], [0.0, 1.0]], np.float32)
     split = Split(np.zeros((2, 8, 8), np.uint8), np.array([0, 1]), votes, ("a", "b"))
-    found = measure(np.log(np.array([[0.75, 0.25], [0.5, 0.5]], np.float32)), split, ("happy", "sad"), 1.0, seed=0)
+    logits = np.log(np.array([[0.75, 0.25], [0.5, 0.5]], np.float32))
+    found = measure(logits, softmax(logits), split, ("happy", "sad"), seed=0)
     assert found["votes"]["brier"] == pytest.approx(0.25)
     assert found["votes"]["kl_divergence"] == pytest.approx(np.log(2) / 2, abs=1e-6)
     assert found["figures"]["brier"] == pytest.approx((2 * 0.0625 + 0.5) / 2)

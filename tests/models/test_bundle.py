@@ -159,6 +159,12 @@ def replace_weights(folder: Path, stored: Path) -> None:
         ({"classes": ["happy", "happy"]}, "classes"),
         ({"calibration": {"temperature": 0.0}}, "temperature"),
         ({"calibration": None}, "broken"),
+        ({"calibration": {"temperature": 1.0, "by_picture": {"network": "", "temperature": [0] * 6, "offsets": [[0] * 6]}}}, "each class"),
+        (
+            {"calibration": {"temperature": 1.0, "by_picture": {"network": "", "temperature": [1e9] * 6, "offsets": [[0] * 6] * 3}}},
+            "at most",
+        ),
+        ({"calibration": {"temperature": 1.0, "by_picture": {"temperature": "os.system"}}}, "broken"),
         ({"preprocessing": {"crop": {"scale": 1e9}}}, "crop"),
         ({"preprocessing": {"crop": {"scale": "1; import os"}}}, "crop"),
         ({"model": {"widths": [2048], "depths": [60]}}, "weights"),
