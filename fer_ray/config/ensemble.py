@@ -23,9 +23,13 @@ class EnsembleConfig:
         help="the answers of all networks; or the weights, for one network of several fine-tuned from one another",
         choices=AVERAGES,
     )
+    share: tuple[float, ...] = option(default=(), help="share of each bundle in the mean of the weights (default: equal)", metavar="SHARE")
     flip: bool = option(default=False, help="average in the answers for mirror images as well, at twice the cost")
     data: DatasetConfig = field(default_factory=DatasetConfig)
 
     def __post_init__(self) -> None:
         check(bool(self.model) and all(self.model), "Which models? Give --model BUNDLE BUNDLE ...")
+        fits = not self.share or (len(self.share) == len(self.model) and min(self.share) > 0)
+        check(fits, "The setting share needs a number above 0 for each model.")
+        check(not self.share or self.average == "weights", "The setting share is for --average weights.")
         check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")

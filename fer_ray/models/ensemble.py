@@ -41,13 +41,14 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
     data = load_dataset(replace(config.data, classes=first.classes), first.image_size, first.color, ("validation",))
     faces = data.validation
     members = [member for one in loaded for member in one.members]
-    members = [_averaged(members)] if config.average == "weights" else members
+    members = [_averaged(members, config.share)] if config.average == "weights" else members
     together = Bundle(tuple(members), first.classes, config.flip, first.crop, 1.0, "")
     temperature, figures = calibrate(together.logits(faces.images), faces.labels)
     alone = {one.model_version: calibrate(one.logits(faces.images), faces.labels)[1]["accuracy"] for one in loaded}
     lineage = {
         "made_of": [{"model_version": one.model_version, "lineage": lineage} for one, lineage in zip(loaded, lineages, strict=True)],
         "average": config.average,
+        "share": list(config.share),
         "data_sha256": data.sha256,
         "validation_counts": faces.counts(first.classes),
     }
@@ -64,14 +65,14 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
     return {"model_version": version, **figures, "accuracy_of_members": alone, "output": config.output}
 
 
-def _averaged(members: list[Member[KerasNetwork]]) -> Member[KerasNetwork]:
+def _averaged(members: list[Member[KerasNetwork]], shares: tuple[float, ...]) -> Member[KerasNetwork]:
     """One network with the mean of the weights (model soups: Wortsman et al. 2022, arXiv 2203.05482)."""
     first = members[0]
     if any(member.config != first.config for member in members):
         raise UsageError("The bundles hold networks of different architectures or sizes: their weights have no mean.")
     stacked = zip(*(member.network.model.get_weights() for member in members), strict=True)
     network = build(cast(ModelConfig, first.config), first.network.model.output_shape[-1])
-    network.set_weights([np.mean(weights, axis=0) for weights in stacked])
+    network.set_weights([np.average(weights, axis=0, weights=shares or None) for weights in stacked])
     return Member(KerasNetwork(network), first.config)
 
 

@@ -52,9 +52,11 @@ def test_an_ensemble_is_calibrated_saved_and_labels_photographs(drawn_faces: Pat
     assert sum(image.faces[0].probabilities.values()) == pytest.approx(1)
     with pytest.raises(UsageError, match="exists already"):
         combine(EnsembleConfig(models, str(tmp_path / "both"), data=data))
-    combine(EnsembleConfig(models[:1] * 2, str(tmp_path / "soup"), average="weights", data=data))
-    (soup,), (first,) = keras_bundle.load(str(tmp_path / "soup")).members, keras_bundle.load(models[0]).members
-    assert all(np.allclose(a, b) for a, b in zip(soup.network.model.get_weights(), first.network.model.get_weights(), strict=True))
+    combine(EnsembleConfig(models[:2], str(tmp_path / "soup"), average="weights", share=(0.25, 0.75), data=data))
+    soup, first, second = (keras_bundle.load(name).members[0].network.model.get_weights() for name in (str(tmp_path / "soup"), *models[:2]))
+    assert all(np.allclose(mean, 0.25 * a + 0.75 * b, atol=1e-6) for mean, a, b in zip(soup, first, second, strict=True))
+    with pytest.raises(UsageError, match="a number above 0 for each model"):
+        EnsembleConfig(models[:2], str(tmp_path / "soup"), average="weights", share=(1.0,), data=data)
     other = save(make_network(Recipe(TINY), 2), tmp_path / "other", ("angry", "happy"))
     with pytest.raises(UsageError, match="only like bundles"):
         combine(EnsembleConfig((models[0], other), str(tmp_path / "mixed"), data=data))
