@@ -3,20 +3,31 @@
     .venv/bin/python benchmarks/quality.py DATA [--crops]
 
 DATA holds `fer2013`, `labeled_photos`, `lfw_photos` and `crowd_photos`, each as a folder or a zip, with the CSV files
-beside them. With --crops, the variants of the crop are compared on `labeled_photos`: that is how the defaults were chosen.
+beside them. With --crops, the variants of the crop are compared on the press photographs of `labeled_photos`; film stills
+choose nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
-import zipfile
-from collections import defaultdict
 from pathlib import Path
 
 import cv2
 import numpy as np
+from photographs import (
+    PLACINGS,
+    SOURCES,
+    SURE,
+    WEARING,
+    agreement,
+    crowds,
+    read_rows,
+    unpacked,
+    validation_faces,
+    whole_way,
+    worn,
+)
 
 from fer_ray import Labeler
 from fer_ray.config.crop import CropGeometry
@@ -29,21 +40,6 @@ from fer_ray.schema import Status
 from fer_ray.vision.crop import crop_face
 from fer_ray.vision.decode import decode
 from fer_ray.vision.detector import FaceDetector
-
-Box = tuple[float, float, float, float]
-
-
-def unpacked(data: Path, name: str, scratch: Path) -> Path:
-    if (data / name).is_dir():
-        return data / name
-    with zipfile.ZipFile(data / f"{name}.zip") as archive:
-        archive.extractall(scratch)
-    return scratch / name
-
-
-def read_rows(file: Path) -> list[dict[str, str]]:
-    with file.open() as table:
-        return list(csv.DictReader(table))
 
 
 def print_frame(fer2013: Path) -> None:
@@ -66,6 +62,7 @@ def print_frame(fer2013: Path) -> None:
 def compare_crops(photos: Path, rows: list[dict[str, str]]) -> None:
     config, model = LabelingOptions(), bundle.load(bundle.resolve(bundle.DEFAULT))
     detector = FaceDetector(config.detector_side, config.min_face_score)
+    rows = [row for row in rows if row["label_source"] == "api"]
     images = [decode((photos / row["image"]).read_bytes(), 100, 720).pixels for row in rows]
     faces = [next(iter(detector.detect(image)[0]), None) for image in images]
     truth = np.array([model.classes.index(row["emotion"]) for row in rows])
@@ -83,41 +80,30 @@ def compare_crops(photos: Path, rows: list[dict[str, str]]) -> None:
         print(f"  shift_y {shift:.3f}  " + "  ".join(values))
 
 
-def print_emotions(labeler: Labeler, photos: Path, rows: list[dict[str, str]]) -> None:
-    images = labeler.label([photos / row["image"] for row in rows])
-    right = [bool(image.faces) and image.faces[0].emotion == row["emotion"] for image, row in zip(images, rows, strict=True)]
-    found = np.mean([bool(image.faces) for image in images])
-    print(f"labeled_photos: {np.mean(right):.1%} of {len(rows)} agree with their labels, seven classes, end to end; a face in {found:.1%}")
+def print_photographs(labeler: Labeler, photos: Path, rows: list[dict[str, str]]) -> None:
+    for source, words in SOURCES.items():
+        seen = agreement(labeler, photos, rows, source)
+        print(
+            f"  labeled_photos, {words}: agrees in {seen.agreed}, seven classes, end to end; said {seen.confidence:.1%}, ECE {seen.ece:.3f}"
+        )
 
 
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+def print_crowds(labeler: Labeler, photos: Path, rows: list[dict[str, str]]) -> None:
+    for prefix in ("masks_", "wider_"):
+        seen = crowds(labeler, photos, rows, prefix)
+        print(
+            f"crowd_photos {prefix}*: found {seen.found} of {seen.found.of} boxes of 24 px and more; false {seen.false} of {seen.false.of}"
+        )
+    for label, seen_of in worn(labeler, photos, rows).items():
+        said = ", ".join(f"{emotion} {count}" for emotion, count in seen_of.emotions.most_common())
+        print(f"  {seen_of.faces} faces with {WEARING[label]}: {said}; neutral with {SURE:g} and more: {seen_of.surely_neutral}")
 
 
-def print_crowds(labeler: Labeler, photos: Path, rows: list[dict[str, str]], prefix: str) -> None:
-    truth: dict[str, list[Box]] = defaultdict(list)
-    for row in rows:
-        if row["image"].startswith(prefix):
-            truth[row["image"]].append((float(row["x"]), float(row["y"]), float(row["width"]), float(row["height"])))
-    found = wanted = false = drawn = 0
-    for name, image in zip(truth, labeler.label([photos / name for name in truth]), strict=True):
-        boxes: list[Box] = [face.bbox for face in image.faces]
-        free = set(range(len(boxes)))
-        for box in sorted(truth[name], key=lambda b: -b[3]):
-            best = max(free, key=lambda i: overlap(boxes[i], box), default=None)
-            hit = best is not None and overlap(boxes[best], box) >= 0.4
-            if hit and best is not None:
-                free.remove(best)
-            if box[3] >= 24:
-                wanted, found = wanted + 1, found + hit
-        false, drawn = false + len(free), drawn + len(boxes)
-    print(
-        f"crowd_photos {prefix}*: {found / wanted:.1%} of {wanted} boxes of 24 px and more, {false / drawn:.1%} of {drawn} found are false"
-    )
+def print_whole_way(labeler: Labeler, data: Path, fer2013: Path) -> None:
+    faces, labels = validation_faces(data, fer2013)
+    for placing in PLACINGS:
+        seen = whole_way(labeler, faces, labels, placing)
+        print(f"FER+ validation faces in frames, {placing}: found {seen.found}, labeled right {seen.right} of {len(labels):,}")
 
 
 def print_validation(name: str, data: Path, fer2013: Path) -> None:
@@ -146,19 +132,19 @@ def main() -> None:
     data = arguments.data
     with tempfile.TemporaryDirectory() as scratch:
         folders = {name: unpacked(data, name, Path(scratch)) for name in ("fer2013", "labeled_photos", "lfw_photos", "crowd_photos")}
-        labeled, crowds = read_rows(data / "labeled_photos.csv"), read_rows(data / "crowd_photos.csv")
+        labeled = read_rows(data / "labeled_photos_sources.csv")
         if arguments.crops:
             print_frame(folders["fer2013"])
             compare_crops(folders["labeled_photos"], labeled)
         for name in bundle.BUNDLED:
             print_validation(name, data, folders["fer2013"])
-            print_emotions(Labeler(name), folders["labeled_photos"], labeled)
+            print_photographs(Labeler(name), folders["labeled_photos"], labeled)
         labeler = Labeler()
         print(f"default model {labeler.model_version}, {LabelingOptions().detector_version}")
         portraits = labeler.label(sorted(folders["lfw_photos"].iterdir()))
         print(f"lfw_photos: a face in {np.mean([image.status == Status.OK for image in portraits]):.2%} of {len(portraits)}")
-        for prefix in ("masks_", "wider_"):
-            print_crowds(labeler, folders["crowd_photos"], crowds, prefix)
+        print_crowds(labeler, folders["crowd_photos"], read_rows(data / "crowd_photos.csv"))
+        print_whole_way(labeler, data, folders["fer2013"])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     .venv/bin/python tools/model_card.py DATA > docs/model_card.md
 
-DATA holds `fer2013` and `labeled_photos`, each as a folder or a zip, with the CSV files beside them.
+DATA holds `fer2013`, `labeled_photos` and `crowd_photos`, each as a folder or a zip, with the CSV files beside them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import contextlib
 import json
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from quality import read_rows, unpacked
 
 from fer_ray import Labeler
 from fer_ray.config.dataset import DatasetConfig
@@ -26,14 +24,18 @@ from fer_ray.evaluate.job import evaluate
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.calibration import calibrate
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # what measures photographs lies there
+
+import photographs
+
 CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
 
 
 def measured(name: str, data: Path, fer2013: Path, scratch: Path) -> dict[str, Any]:
-    """The figures of `jobs/evaluate.py` on the validation split, with the honest ECE and the size."""
+    """The figures of `fer-ray evaluate --degrade` on the validation split, with the honest ECE and the size."""
     votes = tuple(str(data / f"ferplus_{split}.csv") for split in ("train", "validation")) if name == "ferplus" else ()
     config = DatasetConfig(str(fer2013), ferplus=votes)
-    evaluate(EvaluateConfig((name,), str(scratch / name), "validation", data=config))
+    evaluate(EvaluateConfig((name,), str(scratch / name), "validation", degrade=True, data=config))
     figures: dict[str, Any] = json.loads((scratch / name / "evaluation.json").read_text())["models"][0]
     model = bundle.load(bundle.resolve(name))
     faces = load_dataset(config, model.image_size, model.color, ("validation",)).validation
@@ -43,51 +45,111 @@ def measured(name: str, data: Path, fer2013: Path, scratch: Path) -> dict[str, A
     return figures
 
 
-def photographs_right(name: str, photos: Path, rows: list[dict[str, str]]) -> float:
-    images = Labeler(name).label([photos / row["image"] for row in rows])
-    return float(np.mean([bool(image.faces) and image.faces[0].emotion == row["emotion"] for image, row in zip(images, rows, strict=True)]))
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" if any(line) else "| | |" for line in lines)
 
 
-def class_table(figures: dict[str, Any]) -> str:
+def figure_table(figures: Mapping[str, Any]) -> str:
+    values, (low, high) = figures["figures"], figures["intervals"]["accuracy"]
     rows = [
-        f"| {values['class']} | {values['images']:,} | {values['precision']:.3f} | {values['recall']:.3f} | {values['f1']:.3f} |"
-        for values in figures["per_class"]
+        ("model_version", f"`{figures['model_version']}`"),
+        ("network", f"{figures['parameters']:,} parameters, {figures['megabytes']:.1f} MB"),
+        ("accuracy, validation", f"{values['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})"),
+        ("mean recall, macro F1, weighted F1", f"{values['mean_recall']:.1%}, {values['macro_f1']:.1%}, {values['weighted_f1']:.1%}"),
+        ("ROC AUC, one class against the rest", f"{values['roc_auc']:.3f}"),
+        ("ECE, 15 bins, temperature fitted on the other half", f"{figures['ece_held_out']:.3f}"),
+        ("NLL, Brier score", f"{values['nll']:.3f}, {values['brier']:.3f}"),
     ]
-    return "\n".join(["| class | faces | precision | recall | F1 |", "|---|---|---|---|---|", *rows])
+    return table(("", ""), rows)
 
 
-def figure_lines(figures: dict[str, Any], photographs: float) -> str:
-    low, high = figures["intervals"]["accuracy"]
-    values = figures["figures"]
-    return "\n".join(
-        [
-            "| | |",
-            "|---|---|",
-            f"| model_version | `{figures['model_version']}` |",
-            f"| network | {figures['parameters']:,} parameters, {figures['megabytes']:.1f} MB |",
-            f"| accuracy, validation | {values['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}) |",
-            f"| macro F1, weighted F1 | {values['macro_f1']:.1%}, {values['weighted_f1']:.1%} |",
-            f"| ROC AUC, one class against the rest | {values['roc_auc']:.3f} |",
-            f"| ECE, 15 bins, temperature fitted on the other half | {figures['ece_held_out']:.3f} |",
-            f"| NLL, Brier score | {values['nll']:.3f}, {values['brier']:.3f} |",
-            f"| labeled photographs, seven classes, end to end | {photographs:.1%} |",
-        ]
+def class_table(figures: Mapping[str, Any]) -> str:
+    rows = [
+        (row["class"], f"{row['images']:,}", f"{row['precision']:.3f}", f"{row['recall']:.3f}", f"{row['f1']:.3f}")
+        for row in figures["per_class"]
+    ]
+    return table(("class", "faces", "precision", "recall", "F1"), rows)
+
+
+def degraded_table(figures: Mapping[str, Any]) -> str:
+    rows = []
+    for row in figures["degraded"]:
+        values, (low, high) = row["figures"], row["intervals"]["accuracy"]
+        classes = {one["class"]: one for one in row["per_class"]}
+        rows.append(
+            (
+                row["condition"],
+                f"{values['accuracy']:.1%} ({100 * low:.1f} to {100 * high:.1f})",
+                f"{values['mean_recall']:.1%}",
+                f"{values['confidence']:.1%}",
+                f"{values['ece']:.3f}",
+                f"{classes['neutral']['predicted'] / row['samples']:.0%}",
+                f"{classes['happy']['recall']:.0%}",
+            )
+        )
+    true = (
+        next(one["images"] for one in figures["degraded"][0]["per_class"] if one["class"] == "neutral") / figures["degraded"][0]["samples"]
     )
+    columns = ("the faces are", "accuracy", "mean recall", "said", "ECE", f"called neutral (true {true:.0%})", "happy found")
+    return table(columns, rows)
+
+
+def sources_table(labelers: Sequence[Labeler], photos: Path, rows: list[dict[str, str]]) -> str:
+    lines = []
+    for source, words in photographs.SOURCES.items():
+        seen = [photographs.agreement(labeler, photos, rows, source) for labeler in labelers]
+        cells = [f"{one.agreed}, said {one.confidence:.0%}, ECE {one.ece:.3f}" for one in seen]
+        lines.append((words, seen[0].agreed.of, *cells))
+    return table(("labels of", "photographs", *(f"`{name}` agrees in" for name in bundle.BUNDLED[::-1])), lines)
+
+
+def masks_table(labeler: Labeler, photos: Path, rows: list[dict[str, str]]) -> str:
+    lines = []
+    for label, seen in photographs.worn(labeler, photos, rows).items():
+        said = ", ".join(f"{emotion} {count / seen.faces:.0%}" for emotion, count in seen.emotions.most_common(4))
+        lines.append((photographs.WEARING[label], seen.faces, said, f"{seen.confidence:.0%}", seen.surely_neutral))
+    return table(("the face wears", "faces", "called", "said", f"neutral with {photographs.SURE:g} and more"), lines)
+
+
+def frames_table(labeler: Labeler, data: Path, fer2013: Path) -> str:
+    faces, labels = photographs.validation_faces(data, fer2013)
+    rows = []
+    for placing in photographs.PLACINGS:
+        seen = photographs.whole_way(labeler, faces, labels, placing)
+        rows.append((placing, seen.found, seen.right))
+    return table(("faces in a frame of 640 x 480", "found", "found and labeled right"), rows)
+
+
+def missing_table(fer2013: Path) -> str:
+    """What can be told about the training images without asking who is in them."""
+    train = load_dataset(DatasetConfig(str(fer2013)), photographs.SIDE, splits=("train",))
+    counts = train.train.counts(train.classes)
+    found, turned = photographs.turned_away(train.train.images[:: photographs.EVERY_TRAINING])
+    rows: list[tuple[str, object]] = [(name, f"{count:,}") for name, count in sorted(counts.items(), key=lambda item: item[1])]
+    rows += [("a face that the detector does not find", f"{1 - found.count / found.of:.1%}")]
+    rows += [(f"a face turned by more than {angle} degrees", share) for angle, share in turned.items()]
+    return table(("training images of", "number or share"), rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    data = parser.parse_args().data
+    data = parser.parse_args().data.resolve()
     card = CARD
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
-        folders = {name: unpacked(data, name, Path(scratch)) for name in ("fer2013", "labeled_photos")}
-        rows = read_rows(data / "labeled_photos.csv")
+        folders = {name: photographs.unpacked(data, name, Path(scratch)) for name in ("fer2013", "labeled_photos", "crowd_photos")}
         for name in bundle.BUNDLED:
             figures = measured(name, data, folders["fer2013"], Path(scratch))
-            photographs = photographs_right(name, folders["labeled_photos"], rows)
-            card = card.replace(f"<{name} figures>", figure_lines(figures, photographs))
-            card = card.replace(f"<{name} classes>", class_table(figures))
+            card = card.replace(f"<{name} figures>", figure_table(figures)).replace(f"<{name} classes>", class_table(figures))
+            card = card.replace(f"<{name} degraded>", degraded_table(figures))
+        default, other = Labeler(), Labeler(next(name for name in bundle.BUNDLED if name != bundle.DEFAULT))
+        rows = photographs.read_rows(data / "labeled_photos_sources.csv")
+        card = card.replace("<sources>", sources_table((default, other), folders["labeled_photos"], rows))
+        card = card.replace("<masks>", masks_table(default, folders["crowd_photos"], photographs.read_rows(data / "crowd_photos.csv")))
+        card = card.replace("<frames>", frames_table(default, data, folders["fer2013"]))
+        card = card.replace("<missing>", missing_table(folders["fer2013"]))
     print(card, end="")
 
 

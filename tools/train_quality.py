@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from quality import unpacked
+from photographs import unpacked
 
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.data.dataset import load_dataset

@@ -25,12 +25,18 @@ class EvaluateConfig:
     output: PathText = option(default="", help="folder or s3://bucket/prefix for index.html and the figures (required)", metavar="DIR")
     split: str = option(default="test", help="the split that the models are judged on", choices=SPLITS)
     flip: bool = option(default=False, help="average the answers for each face and its mirror image")
+    degrade: bool = option(default=False, help="judge on the same faces degraded as well: noise, JPEG, few pixels, a mask")
+    group_by: tuple[str, ...] = option(
+        default=(), help="columns of --groups: figures for each group, and the largest gap between two", metavar="COLUMN"
+    )
+    groups: PathText = option(default="", help="CSV with a column image and one of each --group-by", metavar="FILE")
     samples: int = option(default=50, help="random predictions to show", metavar="N", gt=0, le=MAX_SAMPLES)
     seed: int = option(default=0, help="seed of that choice and of the resamples behind the intervals", metavar="N", ge=0)
     data: DatasetConfig = field(default_factory=DatasetConfig)
 
     def __post_init__(self) -> None:
         check(bool(self.model) and all(self.model), "Which model? Give --model fer2013, or a bundle.")
+        check(bool(self.groups) == bool(self.group_by), "Groups take both: give --groups FILE.csv and --group-by COLUMN.")
         check(bool(self.output), "Where to? Give --output FOLDER for the page and the figures.")
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from fer_ray.config.evaluate import EvaluateConfig
 from fer_ray.config.import_model import IMPORTED
 from fer_ray.data.dataset import Dataset, Split, load_dataset
 from fer_ray.errors import DatasetError, MissingSplitError, StorageError, UsageError
-from fer_ray.evaluate import page
+from fer_ray.evaluate import breakdown, page
+from fer_ray.evaluate.groups import read_groups
 from fer_ray.evaluate.history import read_history
 from fer_ray.evaluate.score import check_classes, in_order_of, measure, most_confident_errors
 from fer_ray.io.storage import Storage, absolute, join
@@ -32,7 +33,7 @@ from fer_ray.models.calibration import is_at_bound
 from fer_ray.models.onnx_network import OnnxNetwork
 from fer_ray.reporting.progress import Progress, make_progress
 from fer_ray.text import percent, sanitize
-from fer_ray.typing import BoolArray, Float32Array, Float64Array
+from fer_ray.typing import BoolArray, Float32Array, Float64Array, UInt8Array
 
 if TYPE_CHECKING:
     import keras
@@ -113,8 +114,9 @@ def evaluate(config: EvaluateConfig, progress: Progress | None = None) -> dict[s
         except StorageError as error:
             raise UsageError(str(error)) from error
         data = _load(config, candidates)
+        groups = read_groups(storage, config, data[candidates[0].crops].splits[config.split].names)
         try:
-            evaluations = [_judge(storage, config, one, data[one.crops], progress) for one in candidates]
+            evaluations = [_judge(storage, config, one, data[one.crops], groups, progress) for one in candidates]
         finally:
             progress.close()
     first = data[candidates[0].crops]
@@ -140,7 +142,15 @@ def summarize(evaluations: Sequence[Evaluation], output: str) -> dict[str, Any]:
     for one in evaluations:
         values = {key: one.content["figures"][key] for key in SUMMARY_KEYS}
         place = output if len(evaluations) == 1 else join(output, one.name)
-        rows.append({**values, "samples": len(one.faces), "model_version": one.content["model_version"], "output": place})
+        rows.append(
+            {
+                **values,
+                "samples": len(one.faces),
+                "model_version": one.content["model_version"],
+                "output": place,
+                **breakdown.summarize(one.content),
+            }
+        )
     return rows[0] if len(rows) == 1 else {**rows[0], "output": output, "models": rows}
 
 
@@ -187,14 +197,20 @@ def _load(config: EvaluateConfig, candidates: Sequence[Candidate]) -> dict[tuple
     return loaded
 
 
-def _judge(storage: Storage, config: EvaluateConfig, candidate: Candidate, data: Dataset, progress: Progress) -> Evaluation:
+def _judge(
+    storage: Storage, config: EvaluateConfig, candidate: Candidate, data: Dataset, groups: dict[str, list[str]], progress: Progress
+) -> Evaluation:
     """Run one model over the split and work out everything about its answers."""
     loaded = bundle.load(candidate.folder, config.flip)
     if is_at_bound(loaded.temperature):
         logger.warning("%s: the temperature lies at the bound of its range, so its confidences are not calibrated.", candidate.name)
     faces = in_order_of(data.splits[config.split], data.classes, loaded.classes)
-    logits = _answer(loaded, faces, candidate.name, progress)
+    logits = _answer(loaded, faces.images, candidate.name, progress)
     probabilities = loaded.calibrate(logits, faces.images)
+
+    def answer(images: UInt8Array, condition: str) -> Float64Array:
+        return loaded.calibrate(_answer(loaded, images, f"{candidate.name} ({condition})", progress), images)
+
     history, note = read_history(storage, candidate.place)
     content = {
         "name": candidate.name,
@@ -208,12 +224,19 @@ def _judge(storage: Storage, config: EvaluateConfig, candidate: Candidate, data:
         "temperature": loaded.temperature,
         "calibrated_by_picture": loaded.by_picture is not None,
         **measure(logits, probabilities, faces, loaded.classes, config.seed),
+        "degraded": breakdown.by_condition(answer, faces, loaded.classes, config.seed) if config.degrade else [],
+        "groups": {
+            column: breakdown.by_group(probabilities, faces.labels, loaded.classes, of_faces, config.seed)
+            for column, of_faces in groups.items()
+        },
         "most_confident_errors": most_confident_errors(probabilities, faces, loaded.classes),
         "training_curves": note or f"They are in {PAGE_FILE}.",
     }
     shown = page.show(config, content, _keras_network(candidate), faces, logits, probabilities, history)
     accuracy, macro_f1 = content["figures"]["accuracy"], content["figures"]["macro_f1"]
     logger.info("%s: accuracy %s, macro F1 %.3f", candidate.name, percent(accuracy, 1), macro_f1)
+    for sentence in breakdown.sentences(content):
+        logger.info("  %s", sanitize(sentence))
     return Evaluation(candidate.name, content, shown, faces, probabilities)
 
 
@@ -228,13 +251,13 @@ def _keras_network(candidate: Candidate) -> keras.Model | None:
     return keras_bundle.load(candidate.folder).members[0].network.model
 
 
-def _answer(model: Bundle[OnnxNetwork], faces: Split, name: str, progress: Progress) -> Float32Array:
+def _answer(model: Bundle[OnnxNetwork], images: UInt8Array, name: str, progress: Progress) -> Float32Array:
     """Logits (n, classes) of all faces."""
-    progress.start(f"{name} labels {len(faces):,} faces")
+    progress.start(f"{name} labels {len(images):,} faces")
     parts = []
-    for start in range(0, len(faces), PROGRESS_STEP):
-        parts.append(model.logits(faces.images[start : start + PROGRESS_STEP]))
-        progress.update(min(start + PROGRESS_STEP, len(faces)), len(faces), unit="faces")
+    for start in range(0, len(images), PROGRESS_STEP):
+        parts.append(model.logits(images[start : start + PROGRESS_STEP]))
+        progress.update(min(start + PROGRESS_STEP, len(images)), len(images), unit="faces")
     return np.concatenate(parts)
 
 

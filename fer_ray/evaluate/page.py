@@ -11,7 +11,8 @@ import numpy as np
 import fer_ray
 from fer_ray.config.evaluate import EvaluateConfig
 from fer_ray.data.dataset import Split
-from fer_ray.evaluate import pictures, plots
+from fer_ray.evaluate import pictures, plots, sections
+from fer_ray.evaluate.breakdown import MIN_COMPARED
 from fer_ray.evaluate.history import History
 from fer_ray.evaluate.pictures import Answer, Attention
 from fer_ray.models import metrics
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FIGURES = {
     "accuracy": ("Accuracy", "share of faces labeled right"),
+    "mean_recall": ("Mean recall", "mean share found of each class"),
     "macro_f1": ("Macro F1", "mean F1 of the classes"),
     "weighted_f1": ("Weighted F1", "mean F1, weighted by faces"),
     "roc_auc": ("ROC AUC", "one class against the rest, mean of the classes"),
@@ -34,6 +36,7 @@ FIGURES = {
     "brier": ("Brier score", "squared error of the probabilities; less is better"),
 }
 ANSWERS_FILE = "predictions.parquet"
+SHARES = ("accuracy", "mean_recall")  # in percent
 CLASS_FIGURES = ("precision", "recall", "f1", "roc_auc")
 SMALLEST_P = 1e-4  # below, a p-value is said to be below
 
@@ -110,8 +113,10 @@ def evaluation_page(content: Mapping[str, Any], shown: Sequence[Shown]) -> str:
         models=[_model(one, of_it, several) for one, of_it in zip(models, shown, strict=True)],
         random=list(zip(*(one.random for one in shown), strict=True)),
         side_by_side=_side_by_side(models) if several else [],
+        degraded=_degraded_side_by_side(models) if several else [],
         tests=[_test(row) for row in content["comparison"]],
         comparison=plots.comparison(content) if several else [],
+        min_compared=MIN_COMPARED,
         version=fer_ray.__version__,
     )
 
@@ -135,6 +140,7 @@ def _model(one: Mapping[str, Any], shown: Shown, several: bool) -> dict[str, Any
             (label, list(zip(confusion["predicted"], shares, counts, strict=True)))
             for label, shares, counts in zip(confusion["labels"], confusion["shares"], confusion["counts"], strict=True)
         ],
+        "parts": sections.of_parts(one),
         "absent": [row["class"] for row in one["per_class"] if not row["images"]],
         "without_area": [row["class"] for row in one["per_class"] if row["roc_auc"] is None],
         "answers_file": f"{one['name']}/{ANSWERS_FILE}" if several else ANSWERS_FILE,
@@ -146,7 +152,7 @@ def number(name: str, value: float | None) -> str:
     """A figure as people read it; a dash where there is none."""
     if value is None:
         return NOTHING
-    return percent(value, 1) if name == "accuracy" else f"{value:.3f}"
+    return percent(value, 1) if name in SHARES else f"{value:.3f}"
 
 
 def _interval(name: str, one: Mapping[str, Any]) -> str:
@@ -168,6 +174,14 @@ def _side_by_side(models: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
         ]
         rows.append({"name": label, "cells": cells})
     return rows
+
+
+def _degraded_side_by_side(models: list[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each condition: its name, and the accuracy of each model."""
+    return [
+        (rows[0]["condition"], *(percent(row["figures"]["accuracy"], 1) for row in rows))
+        for rows in zip(*(one["degraded"] for one in models), strict=True)
+    ]
 
 
 def _test(row: Mapping[str, Any]) -> tuple[str, ...]:

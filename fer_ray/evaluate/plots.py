@@ -115,6 +115,28 @@ def _accuracies(models: Sequence[Mapping[str, Any]], colors: Sequence[str]) -> C
     return Chart("Accuracy with its 95 % interval", "; ".join(told), x, y, series, left=NAME_ROOM, height=height)
 
 
+def parts(title: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Chart:
+    """Accuracy with its interval, and beside it what the model says of itself, for each part of the faces.
+
+    Args:
+        title: What the parts are.
+        rows: A part's name, and its figures as `breakdown.part_figures` has them.
+    """
+    accuracy, confidence, told = [], [], []
+    for place, (name, row) in enumerate(rows):
+        value, (low, high) = row["figures"]["accuracy"], row["intervals"]["accuracy"]
+        told.append(f"{name} {percent(value, 1)} ({percent(low, 1)} to {percent(high, 1)})")
+        accuracy += [
+            Series("", [(low, place), (high, place)], COLORS[0], title=told[-1]),
+            Series("accuracy", [(value, place)], COLORS[0], "dots", title=told[-1]),
+        ]
+        confidence.append(Series("mean confidence", [(row["figures"]["confidence"], place)], COLORS[1], "dots"))
+    shown = [value for _, row in rows for value in (*row["intervals"]["accuracy"], row["figures"]["confidence"])]
+    x = _percent_axis(shown, "share")
+    y = _rows([shorten(name, NAME_LENGTH) for name, _ in rows])
+    return Chart(title, "; ".join(told), x, y, [*accuracy, *confidence], left=NAME_ROOM, height=TOP + BOTTOM + ROW * len(rows))
+
+
 def _f1(models: Sequence[Mapping[str, Any]], colors: Sequence[str], classes: Sequence[str]) -> Chart:
     offsets = np.linspace(-0.22, 0.22, len(models))
     series = []

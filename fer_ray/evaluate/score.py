@@ -44,6 +44,7 @@ def measure(logits: Float32Array, probabilities: Float64Array, faces: Split, cla
     bins = metrics.reliability(probabilities, labels)
     figures = {
         "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
+        "mean_recall": per_class.mean_recall,
         "macro_f1": per_class.macro_f1,
         "weighted_f1": per_class.weighted_f1,
         "roc_auc": per_class.macro_roc_auc,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,9 +13,10 @@ from fer_ray.typing import BoolArray, Float64Array, FloatArray, Int64Array, IntA
 BINS = 15  # of confidence, as Guo et al. 2017 use for their ECE
 RESAMPLES = 1000
 LEVEL = 0.95  # of the intervals
-INTERVALS = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
+INTERVALS = ("accuracy", "mean_recall", "macro_f1", "weighted_f1", "ece", "nll")
 LESS_IS_BETTER = ("ece", "nll", "brier")  # of all figures that a model, a training or a search is judged by
 EXACT_BELOW = 25  # images on which two models disagree: the usual limit for the chi-squared approximation
+_NORMAL_QUANTILE = 1.959964  # of the normal distribution, for two-sided 95 %
 _SMALLEST = 1e-12  # the least probability whose logarithm is taken
 _RESAMPLING_BLOCK = 1 << 22  # counts drawn at once: 32 MiB of int64
 
@@ -32,6 +34,11 @@ class PerClass:
     @property
     def macro_f1(self) -> float:
         return float(macro_f1(self.f1, self.support))
+
+    @property
+    def mean_recall(self) -> float:
+        """The mean recall of the classes that have images, which the frequent ones do not carry alone."""
+        return float(self.recall[self.support > 0].mean())
 
     @property
     def weighted_f1(self) -> float:
@@ -187,8 +194,11 @@ def bootstrap_intervals(
     """
     means = _resample(_terms(probabilities, labels), len(labels), seed, resamples)
     f1 = f1_scores(means["correct"], means["true"], means["predicted"])
+    drawn = means["true"] > 0  # a resample may lack a class of few faces
+    recall = means["correct"] / np.maximum(means["true"], _SMALLEST)
     figures = {
         "accuracy": means["correct"].sum(axis=1),
+        "mean_recall": recall.sum(axis=1, where=drawn) / drawn.sum(axis=1),
         "macro_f1": macro_f1(f1, np.bincount(labels, minlength=probabilities.shape[1])),
         "weighted_f1": (f1 * means["true"]).sum(axis=1),
         "ece": np.abs(means["gap"]).sum(axis=1),
@@ -231,6 +241,14 @@ def _resample(terms: Mapping[str, Float64Array], images: int, seed: int, resampl
     ]
     ends = np.cumsum([term.shape[1] for term in terms.values()])[:-1]
     return dict(zip(terms, np.split(np.concatenate(sums) / images, ends, axis=1), strict=True))
+
+
+def wilson(share: float, of: int) -> tuple[float, float]:
+    """Wilson's interval of 95 % (1927) for a share of so many, which holds for few and for shares near 0 and 1."""
+    square = _NORMAL_QUANTILE**2
+    middle = (share + square / (2 * of)) / (1 + square / of)
+    half = _NORMAL_QUANTILE * math.sqrt(share * (1 - share) / of + square / (4 * of * of)) / (1 + square / of)
+    return middle - half, middle + half
 
 
 def mcnemar(first_correct: BoolArray, second_correct: BoolArray) -> McNemar:

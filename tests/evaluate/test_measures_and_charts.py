@@ -10,6 +10,7 @@ from histories import write_history
 
 from fer_ray.data.dataset import Split
 from fer_ray.evaluate import gradcam, plots
+from fer_ray.evaluate.breakdown import by_group
 from fer_ray.evaluate.history import History, read_history
 from fer_ray.evaluate.score import in_order_of, measure
 from fer_ray.io.storage import Storage
@@ -41,6 +42,28 @@ def test_votes_are_judged_beside_the_labels() -> None:
     assert found["votes"]["brier"] == pytest.approx(0.25)
     assert found["votes"]["kl_divergence"] == pytest.approx(np.log(2) / 2, abs=1e-6)
     assert found["figures"]["brier"] == pytest.approx((2 * 0.0625 + 0.5) / 2)
+
+
+def test_the_largest_gap_between_groups_is_told_from_chance_and_from_other_emotions() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 800)
+    answers = np.eye(2)[np.where(generator.random(800) < np.where(labels == 0, 0.95, 0.7), labels, 1 - labels)]
+    by_mix = np.where(generator.random(800) < np.where(labels == 0, 0.8, 0.2), "mostly happy", "mostly sad").tolist()
+    gap = by_group(answers, labels, ("happy", "sad"), [*by_mix[:790], *["few"] * 10], seed=0)["largest_gap"]
+    assert (gap["highest"], gap["lowest"], gap["compared"]) == ("mostly happy", "mostly sad", ["mostly happy", "mostly sad"])
+    assert gap["interval"][0] > 0.1, "the gap is real"
+    assert gap["p_value"] > 0.05, "and comes of what the groups show"
+    unfair = np.where((answers.argmax(axis=1) == labels) | (generator.random(800) < 0.3), "new", "old").tolist()
+    assert by_group(answers, labels, ("happy", "sad"), unfair, seed=0)["largest_gap"]["p_value"] < 0.01
+
+
+def test_the_interval_of_a_gap_is_that_of_the_worked_example() -> None:
+    """56 of 70 and 48 of 80, method 10 of Newcombe 1998."""
+    labels, groups = np.zeros(150, np.int64), ["a"] * 70 + ["b"] * 80
+    answers = np.eye(2)[[0] * 56 + [1] * 14 + [0] * 48 + [1] * 32]
+    gap = by_group(answers, labels, ("happy", "sad"), groups, seed=0)["largest_gap"]
+    assert gap["difference"] == pytest.approx(0.2)
+    assert gap["interval"] == pytest.approx([0.0524, 0.3339], abs=1e-4)
 
 
 @pytest.fixture

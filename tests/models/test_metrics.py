@@ -114,7 +114,9 @@ def test_every_resample_gives_the_figures_that_the_resampled_faces_have(drawn: t
     probabilities, labels = drawn[0][:60], drawn[1][:60]
     counts = np.random.default_rng(9).multinomial(60, np.full(60, 1 / 60), size=1)[0]
     again, repeated = probabilities.repeat(counts, axis=0), labels.repeat(counts)
-    expected = metrics.compute_metrics(np.log(again), repeated) | {"weighted_f1": metrics.per_class(again, repeated).weighted_f1}
+    expected = metrics.compute_metrics(np.log(again), repeated) | {
+        name: getattr(metrics.per_class(again, repeated), name) for name in ("mean_recall", "weighted_f1")
+    }
     for name, (low, high) in metrics.bootstrap_intervals(probabilities, labels, seed=9, resamples=1).items():
         assert low == high == pytest.approx(expected[name]), name
 
