@@ -73,7 +73,9 @@ class Asking:
         self.remote, self.model_version = RemoteModel(models, _not_here), run.model_version
         self.stage_seconds: Mapping[str, float] = defaultdict(float)
 
-    def label_batches(self, entries: Sequence[ImageEntry], starts: int) -> Iterator[list[LabeledImage]]:
+    def label_batches(
+        self, entries: Sequence[ImageEntry], starts: int, following: Sequence[ImageEntry] = ()
+    ) -> Iterator[list[LabeledImage]]:
         """As `Labeler.label_batches` does, with waits in the place of decoding and detection."""
         waiting: list[tuple[int, Callable[[], Float64Array]]] = []
         for start in range(0, len(entries), BATCH):

@@ -91,7 +91,9 @@ class NoLabeler:
         self.model_version, self.stage_seconds = run.model_version, dict[str, float]()
         self.faces = [draw_face(random.Random(seed)) for seed in range(FACES)]
 
-    def label_batches(self, entries: Sequence[ImageEntry], starts: int) -> Iterator[list[LabeledImage]]:
+    def label_batches(
+        self, entries: Sequence[ImageEntry], starts: int, following: Sequence[ImageEntry] = ()
+    ) -> Iterator[list[LabeledImage]]:
         for start in range(0, len(entries), BATCH):
             yield [self.answer(entry) for entry in entries[start : start + BATCH]]
 

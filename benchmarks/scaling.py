@@ -252,8 +252,10 @@ class WaitingLabeler(NoLabeler):
         self.node = ray.get_runtime_context().get_node_id()
         start.wait()
 
-    def label_batches(self, entries: Sequence[ImageEntry], starts: int) -> Iterator[list[LabeledImage]]:
-        for images in super().label_batches(entries, starts):
+    def label_batches(
+        self, entries: Sequence[ImageEntry], starts: int, following: Sequence[ImageEntry] = ()
+    ) -> Iterator[list[LabeledImage]]:
+        for images in super().label_batches(entries, starts, following):
             with self.start.cpu(self.node):
                 time.sleep(len(images) * self.seconds_per_image)
             yield images

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+import zlib
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,9 @@ import cv2
 import numpy as np
 import pillow_heif
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+from tiffs import LONG, SHORT, page, tiff
 
 from fer_ray.errors import ImageError
 from fer_ray.vision.formats import format_of
@@ -28,6 +33,8 @@ def seeds_of(formats: tuple[str, ...], folder: Path | None) -> dict[str, list[by
     alpha = photo.convert("RGBA")
     alpha.putalpha(photo.convert("L"))
     deep = np.asarray(photo, np.uint16) * 257
+    gray_alpha = deep[..., :2].tobytes()
+    more = {258: (SHORT, (16, 16)), 277: (SHORT, (2,)), 279: (LONG, (len(gray_alpha),)), 317: (SHORT, (2,)), 338: (SHORT, (2,))}
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = {"save_all": True, "append_images": [photo.transpose(Image.Transpose.ROTATE_180)]}
@@ -63,6 +70,10 @@ def seeds_of(formats: tuple[str, ...], folder: Path | None) -> dict[str, list[by
             encode(photo.convert("CMYK"), "TIFF"),
             encode(photo.quantize(16), "TIFF", compression="tiff_lzw", tiffinfo={274: 6}),
             encode_by_opencv(".tiff", deep >> 6),
+            *(
+                tiff(page(48, 36, more, photometric=1, compression=n), data=data)
+                for n, data in ((1, gray_alpha), (8, zlib.compress(gray_alpha)))
+            ),
         ],
         "HEIF": [
             encode(photo, "HEIF"),

@@ -31,28 +31,35 @@ class Fetcher:
         self.reader = reader
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch")
         self._witness: ImageEntry | None = None  # the last that was read
+        self._begun: deque[_Waiting] = deque()  # for the next call
 
-    def fetch(self, entries: Sequence[ImageEntry]) -> Iterator[bytes | ImageError]:
+    def fetch(self, entries: Sequence[ImageEntry], following: Iterable[ImageEntry] = ()) -> Iterator[bytes | ImageError]:
         """The bytes of each image, in order; an ImageError in place of one that cannot be read.
+
+        Args:
+            entries: The images.
+            following: Where the next call begins; these are begun once the others are on their way.
 
         Raises:
             StorageError: nothing can be read with these credentials, or the store was down for long.
         """
-        waiting: deque[_Waiting] = deque()
-        ahead = 0
-        for entry in itertools.chain(entries, itertools.repeat(None)):
-            size = 0 if entry is None else UNKNOWN_SIZE if entry.size_bytes is None else entry.size_bytes
-            while waiting and (entry is None or len(waiting) >= MAX_IMAGES_AHEAD or ahead + size > MAX_BYTES_AHEAD):
-                first, held, future = waiting.popleft()
-                ahead -= held
-                outcome = future.result() if future.done() else self._wait_for(first, future, waiting)
-                if isinstance(outcome, bytes):
-                    self._witness = first
-                yield outcome
-            if entry is None:
-                return
-            waiting.append((entry, size, self._threads.submit(self.reader.read, entry)))
-            ahead += size
+        waiting = self._begun
+        if [entry for entry, _, _ in waiting] != list(entries[: len(waiting)]):
+            waiting = self._begun = deque()
+        upcoming = itertools.chain(entries[len(waiting) :], following)
+        coming = next(upcoming, None)
+        ahead = sum(size for _, size, _ in waiting)
+        for _ in entries:
+            while coming and len(waiting) < MAX_IMAGES_AHEAD and (not waiting or ahead + _size_of(coming) <= MAX_BYTES_AHEAD):
+                waiting.append((coming, _size_of(coming), self._threads.submit(self.reader.read, coming)))
+                ahead += _size_of(coming)
+                coming = next(upcoming, None)
+            first, held, future = waiting.popleft()
+            ahead -= held
+            outcome = future.result() if future.done() else self._wait_for(first, future, waiting)
+            if isinstance(outcome, bytes):
+                self._witness = first
+            yield outcome
 
     def _wait_for(self, entry: ImageEntry, future: _Outcome, others: Iterable[_Waiting]) -> bytes | ImageError:
         """The image when it has come; a row where it hangs and another can be read again. Its thread is lost then."""
@@ -66,3 +73,7 @@ class Fetcher:
             if probe and wait([probe], PROBE_SECONDS).done and isinstance(probe.result(), bytes):
                 return ImageError(Status.UNREADABLE, f"The file cannot be read (no answer in {seconds:.0f} s).")
         raise StorageError(f"{entry.image_uri} gave no answer in {longest:.0f} s: see to the store, the file system and the network.")
+
+
+def _size_of(entry: ImageEntry) -> int:
+    return UNKNOWN_SIZE if entry.size_bytes is None else entry.size_bytes

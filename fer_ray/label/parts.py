@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from fer_ray.errors import ImageError, MemoryShortError, StorageError
 from fer_ray.io.inputs import is_film, relative_path
 from fer_ray.io.outages import PatientReader
-from fer_ray.io.prefetch import Fetcher
+from fer_ray.io.prefetch import MAX_IMAGES_AHEAD, Fetcher
 from fer_ray.label.labeler import Classifier, Labeler
 from fer_ray.label.plan import Part, Plan, open_manifest, sample_images, staged_file
 from fer_ray.label.result import LabeledImage, image_columns, nested_crops, nested_faces
@@ -55,8 +55,13 @@ class EntryLabeler(Protocol):
     @property
     def stage_seconds(self) -> Mapping[str, float]: ...  # spent so far, by stage
 
-    def label_batches(self, entries: Sequence[ImageEntry], starts: int) -> Iterator[list[LabeledImage]]:
-        """Label images of a part, or a stretch of a film; the part is begun for the `starts`-th time: the others did not end well."""
+    def label_batches(
+        self, entries: Sequence[ImageEntry], starts: int, following: Sequence[ImageEntry] = ()
+    ) -> Iterator[list[LabeledImage]]:
+        """Label images of a part, or a stretch of a film; the part is begun for the `starts`-th time: the others did not end well.
+
+        What is `following`, perhaps, may be fetched meanwhile.
+        """
 
 
 class Tally(Protocol):
@@ -86,6 +91,8 @@ class PartWorker(ABC):
         self.run, self.plan = run, plan
         self._manifest: tuple[int, pq.ParquetFile] = (-1, None)
         self._opened = ExitStack()
+        self.following: Part | None = None  # what is labeled after the part at hand, unless others did so
+        self._read_ahead: dict[Part, pa.Table] = {}
         gc.freeze()  # what is loaded is there to stay; searching it for garbage again and again takes time
 
     def label(self, parts: Iterable[Part], tally: Tally) -> None:
@@ -98,7 +105,8 @@ class PartWorker(ABC):
         tally.ready()
         with ThreadPoolExecutor(1) as writer:
             written: Future[bool] | None = None
-            for part in parts:
+            listed = list(parts)
+            for part, self.following in zip(listed, [*listed[1:], None], strict=True):
                 target = staged_file(self.run, self.plan, part)
                 if self.run.storage.stat(target) is not None:
                     continue
@@ -130,10 +138,19 @@ class PartWorker(ABC):
 
     def _read_manifest(self, part: Part) -> pa.Table:
         """The rows of a part; the file stays open for the next."""
+        if part in self._read_ahead:
+            return self._read_ahead.pop(part)
         if part.file != self._manifest[0]:
             self._opened.close()
             self._manifest = part.file, self._opened.enter_context(open_manifest(self.run, self.plan, part.file))
         return self._manifest[1].read_row_group(part.group)
+
+    def read_ahead(self, rows: int) -> pa.Table:
+        """The first rows of the part that follows."""
+        if self.following is None:
+            return pa.table({})
+        self._read_ahead = {self.following: self._read_manifest(self.following)}
+        return self._read_ahead[self.following].slice(0, rows)
 
 
 class PartLabeler(PartWorker):
@@ -166,11 +183,12 @@ class PartLabeler(PartWorker):
     def _label_rows(self, manifest: pa.Table, tally: Tally, starts: int) -> Iterator[tuple[int, LabeledImage]]:
         """Each image with the number of its row here, which the frames of a stretch share."""
         entries = enumerate(map(_entry_of, manifest.to_pylist()))
+        following = [_entry_of(row) for row in self.read_ahead(MAX_IMAGES_AHEAD).to_pylist()]
         for is_stretch, group in itertools.groupby(entries, key=lambda row: isinstance(row[1], Stretch)):
             rows = list(group)
             for work in [[row] for row in rows] if is_stretch else [rows]:
                 numbers = itertools.repeat(work[0][0]) if is_stretch else (number for number, _ in work)
-                for images in self.labeler.label_batches([entry for _, entry in work], starts):
+                for images in self.labeler.label_batches([entry for _, entry in work], starts, following):
                     tally.add(images, self.labeler.stage_seconds)
                     yield from zip(itertools.islice(numbers, len(images)), images, strict=True)
 
@@ -188,11 +206,13 @@ class FetchingLabeler:
         reader = PatientReader(run.storage, limit, wait, run.inputs, partial(sample_images, run))
         self.fetcher, self.films = Fetcher(reader), FilmReader(run.film_settings, reader)
 
-    def label_batches(self, entries: Sequence[ImageEntry], starts: int) -> Iterator[list[LabeledImage]]:
+    def label_batches(
+        self, entries: Sequence[ImageEntry], starts: int, following: Sequence[ImageEntry] = ()
+    ) -> Iterator[list[LabeledImage]]:
         if isinstance(entries[0], Stretch):
             yield from self._label_stretch(entries[0], starts)
             return
-        images = self._timed(self.fetcher.fetch(entries))
+        images = self._timed(self.fetcher.fetch(entries, itertools.takewhile(lambda entry: not isinstance(entry, Stretch), following)))
         budget = TimeBudget(SECONDS_AT_FIRST, SECONDS_TOGETHER, least=SLOW_SECONDS)
         if starts > 1:
             images = sift(images, self.config, SandboxLimits().smaller(starts - 2))

@@ -153,3 +153,28 @@ def test_a_file_on_a_hung_mount_is_a_row_beside_others_and_else_the_end(monkeypa
     with pytest.raises(StorageError, match=r"^/hung.jpg gave no answer in 1 s"):
         list(fetcher.fetch([hung]))
     reader.ended.set()
+
+
+class Counting:
+    """Reads files, and remembers which and how often."""
+
+    wait_seconds = 0.0
+
+    def __init__(self) -> None:
+        self.reads: Counter[str] = Counter()
+
+    def read(self, entry: ImageEntry) -> bytes | ImageError:
+        self.reads[entry.image_uri] += 1
+        return entry.image_uri.encode()
+
+
+def test_a_part_is_on_its_way_before_the_one_before_it_ends_and_nothing_is_read_twice() -> None:
+    reader = Counting()
+    fetcher = prefetch.Fetcher(cast("PatientReader", reader))
+    first, second, third = ([ImageEntry(f"/{part}/{n}.jpg", 10, None) for n in range(count)] for part, count in enumerate((100, 40, 70)))
+    for part, following in ((first, second), (second, third[:64]), (third, first)):
+        assert list(fetcher.fetch(part, following)) == [entry.image_uri.encode() for entry in part]
+        time.sleep(0.2)
+        assert all(reader.reads[entry.image_uri] for entry in following[:40])
+    assert list(fetcher.fetch(second)) == [entry.image_uri.encode() for entry in second], "another than was announced"
+    assert {reader.reads[entry.image_uri] for entry in third} == {1}
