@@ -24,7 +24,9 @@ MAX_REASON = 500  # characters of what the parser says, which repeats what it wa
 _GROUPS_FIRST = ("Input and output",)
 
 
-def parse(config_class: type[Config], arguments: Sequence[str], description: str = "", name: str = "fer-ray", epilogue: str = "") -> Config:
+def parse(
+    config_class: type[Config], arguments: Sequence[str], description: str = "", name: str = "fer-ray", epilogue: str = "", takes: str = ""
+) -> Config:
     """The configuration from flags, which win over the YAML file of `--config`, which wins over the defaults.
 
     Args:
@@ -33,12 +35,13 @@ def parse(config_class: type[Config], arguments: Sequence[str], description: str
         description: What `--help` begins with.
         name: The program's name, for help and errors.
         epilogue: What `--help` ends with.
+        takes: The option whose value may be given without its name.
 
     Raises:
         UsageError: an unknown flag or key, a value of a wrong type, or a file that cannot be read.
     """
     options = options_of(config_class)
-    app = _app(options, description, name, epilogue)
+    app = _app(options, description, name, epilogue, takes)
     with one_sentence(name):
         given = app(list(arguments), exit_on_error=False, print_error=False)
     if given is None:  # help was asked for
@@ -59,14 +62,15 @@ def one_sentence(name: str) -> Iterator[None]:
         raise UsageError(f"{reason}{'' if reason.endswith('?') else '.'} See {name} --help.") from error
 
 
-def _app(options: dict[str, OptionSpec], description: str, name: str, epilogue: str) -> App:
+def _app(options: dict[str, OptionSpec], description: str, name: str, epilogue: str, takes: str) -> App:
     """A command whose flags are the options; it returns what was given of them."""
     from cyclopts import App, Group, Parameter
 
     names = [*_GROUPS_FIRST, *dict.fromkeys(option.group for option in options.values() if option.group not in _GROUPS_FIRST)]
     groups = {title: Group(title, sort_key=rank) for rank, title in enumerate(names)}
 
-    def given(**values: Any) -> dict[str, Any]:
+    def given(*first: Any, **values: Any) -> dict[str, Any]:
+        values |= dict(zip([takes], first, strict=False))
         return {key: value for key, value in values.items() if value is not None}
 
     flags = {
@@ -86,10 +90,9 @@ def _app(options: dict[str, OptionSpec], description: str, name: str, epilogue: 
             show_default=False,
         )
         flags[option.name] = Annotated[option.annotation | None, parameter]
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    given.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what cyclopts reads
-        [inspect.Parameter(key, keyword, default=None, annotation=annotation) for key, annotation in flags.items()]
-    )
+    kinds = {key: inspect.Parameter.POSITIONAL_OR_KEYWORD if key == takes else inspect.Parameter.KEYWORD_ONLY for key in flags}
+    parameters = [inspect.Parameter(key, kinds[key], default=None, annotation=annotation) for key, annotation in flags.items()]
+    given.__signature__ = inspect.Signature(sorted(parameters, key=lambda one: one.kind))  # type: ignore[attr-defined]  # for cyclopts
     given.__annotations__ = flags
     app = App(name, help=description, help_epilogue=epilogue, version_flags=(), help_format="plaintext", result_action="return_value")
     app.default(given)

@@ -28,11 +28,12 @@ class Job:
         help: What it does, in one sentence.
         config: Its class of options, as `module:class`.
         function: What does the work, as `module:function`: a configuration in, the summary out, with an exit code where the job has
-            more than one.
+            more than one. `lines` in the summary are printed before it.
         exit_codes: Those that it may end with.
         after_interruption: What to do after it was interrupted.
         shows_progress: Whether its function takes a progress object as well.
         needs: A package that is not installed with what labels.
+        takes: The option whose value may be given without its name.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Job:
     after_interruption: str = "start the same command again"
     shows_progress: bool = False
     needs: str = ""
+    takes: str = ""
 
     @property
     def config_class(self) -> Any:
@@ -164,6 +166,27 @@ _JOBS = (
         "Look at a data set: counts, findings, duplicates, a sheet of sample faces.",
         "fer_ray.config.inspect:InspectConfig",
         "fer_ray.data.inspect:inspect",
+    ),
+    Job("runs", "List the runs of some tables, the newest first.", "fer_ray.config.browse:RunsConfig", "fer_ray.browse.runs:list_runs"),
+    Job(
+        "show",
+        "Say what a run was asked for and what came of it.",
+        "fer_ray.config.browse:ShowConfig",
+        "fer_ray.browse.runs:show_run",
+        takes="run_id",
+    ),
+    Job(
+        "errors",
+        "Name the images of a run that failed, by reason.",
+        "fer_ray.config.browse:ErrorsConfig",
+        "fer_ray.browse.runs:list_errors",
+        takes="run_id",
+    ),
+    Job(
+        "crops",
+        "Write the faces that a condition in SQL picks, as files or as a contact sheet.",
+        "fer_ray.config.browse:CropsConfig",
+        "fer_ray.browse.crops:write_crops",
     ),
 )
 JOBS = {job.name: job for job in _JOBS}

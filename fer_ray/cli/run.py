@@ -35,7 +35,7 @@ def run_job(job: Job, arguments: Sequence[str]) -> NoReturn:
 
     signal.signal(signal.SIGTERM, terminate)
     try:
-        config = parse(job.config_class, arguments, job.help, f"fer-ray {job.name}", job.epilogue)
+        config = parse(job.config_class, arguments, job.help, f"fer-ray {job.name}", job.epilogue, job.takes)
         alarm.command = getattr(config, "alarm_command", "")
         set_up_logging()
         _check_output_lasts(getattr(config, "output", ""))
@@ -51,7 +51,9 @@ def run_job(job: Job, arguments: Sequence[str]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"error: interrupted; {job.after_interruption}.", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
-    print(json.dumps(round_floats(dict(summary))), flush=True)
+    for line in summary.get("lines", ()):
+        print(line)
+    print(json.dumps(round_floats({name: value for name, value in summary.items() if name != "lines"})), flush=True)
     sys.exit(exit_code)
 
 

@@ -1,0 +1,1 @@
+"""Look at what is there: the runs of some tables, what failed in one, and faces by SQL."""
