@@ -10,11 +10,27 @@ choose nothing.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from fer_ray import Labeler
+from fer_ray.config.crop import CropGeometry
+from fer_ray.config.dataset import DatasetConfig
+from fer_ray.config.label import LabelingOptions
+from fer_ray.data.dataset import load_dataset
+from fer_ray.models import bundle
+from fer_ray.models.calibration import calibrate
+from fer_ray.schema import Status
+from fer_ray.vision.crop import crop_face
+from fer_ray.vision.decode import decode
+from fer_ray.vision.detector import FaceDetector
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))  # what measures photographs is shared with the model card there
+
 from photographs import (
     PLACINGS,
     SOURCES,
@@ -28,18 +44,6 @@ from photographs import (
     whole_way,
     worn,
 )
-
-from fer_ray import Labeler
-from fer_ray.config.crop import CropGeometry
-from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.label import LabelingOptions
-from fer_ray.data.dataset import load_dataset
-from fer_ray.models import bundle
-from fer_ray.models.calibration import calibrate
-from fer_ray.schema import Status
-from fer_ray.vision.crop import crop_face
-from fer_ray.vision.decode import decode
-from fer_ray.vision.detector import FaceDetector
 
 
 def print_frame(fer2013: Path) -> None:

@@ -2,7 +2,7 @@
 
     .venv/bin/python tools/model_card.py DATA > docs/model_card.md
 
-DATA holds `fer2013`, `labeled_photos` and `crowd_photos`, each as a folder or a zip, with the CSV files beside them.
+DATA holds `fer2013`, `labeled_photos`, `crowd_photos` and `lfw_photos`, each as a folder or a zip, with the CSV files beside them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import photographs
 
 from fer_ray import Labeler
 from fer_ray.config.dataset import DatasetConfig
@@ -23,10 +26,6 @@ from fer_ray.data.dataset import load_dataset
 from fer_ray.evaluate.job import evaluate
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.calibration import calibrate
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # what measures photographs lies there
-
-import photographs
 
 CARD = Path(__file__).with_name("model_card.md").read_text(encoding="utf-8")
 
@@ -40,9 +39,20 @@ def measured(name: str, data: Path, fer2013: Path, scratch: Path) -> dict[str, A
     model = bundle.load(bundle.resolve(name))
     faces = load_dataset(config, model.image_size, model.color, ("validation",)).validation
     figures["ece_held_out"] = calibrate(model.logits(faces.images), faces.labels)[1]["ece_held_out"]
+    figures["unseen"] = accuracy_on_unseen(model, config)
     figures["megabytes"] = sum(file.stat().st_size for file in Path(bundle.resolve(name)).iterdir()) / 1e6
     figures["parameters"] = keras_bundle.load(bundle.resolve(name)).members[0].network.model.count_params()
     return figures
+
+
+def accuracy_on_unseen(model: bundle.Bundle[Any], config: DatasetConfig) -> photographs.Share:
+    """Accuracy on the validation faces that do not stand in FER-2013's training split as well."""
+    both = load_dataset(replace(config, keep_duplicates=True), model.image_size, model.color)
+    seen = {image.tobytes() for image in both.train.images}
+    faces = both.validation
+    right = model.logits(faces.images).argmax(axis=1) == faces.labels
+    unseen = [place for place, image in enumerate(faces.images) if image.tobytes() not in seen]
+    return photographs.Share(int(right[unseen].sum()), len(unseen))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -57,6 +67,7 @@ def figure_table(figures: Mapping[str, Any]) -> str:
         ("model_version", f"`{figures['model_version']}`"),
         ("network", f"{figures['parameters']:,} parameters, {figures['megabytes']:.1f} MB"),
         ("accuracy, validation", f"{values['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})"),
+        ("accuracy without faces that stand in training too", f"{figures['unseen']}, {figures['unseen'].of:,} faces"),
         ("mean recall, macro F1, weighted F1", f"{values['mean_recall']:.1%}, {values['macro_f1']:.1%}, {values['weighted_f1']:.1%}"),
         ("ROC AUC, one class against the rest", f"{values['roc_auc']:.3f}"),
         ("ECE, 15 bins, temperature fitted on the other half", f"{figures['ece_held_out']:.3f}"),
@@ -122,6 +133,17 @@ def frames_table(labeler: Labeler, data: Path, fer2013: Path) -> str:
     return table(("faces in a frame of 640 x 480", "found", "found and labeled right"), rows)
 
 
+def detector_table(labeler: Labeler, folders: Mapping[str, Path], rows: list[dict[str, str]]) -> str:
+    portraits = labeler.label(sorted(folders["lfw_photos"].iterdir()))
+    found = photographs.Share(sum(bool(image.faces) for image in portraits), len(portraits))
+    lines: list[tuple[str, object]] = [(f"LFW portraits with a face found, {found.of:,}", found)]
+    for prefix, words in (("masks_", "streets, many with masks"), ("wider_", "crowds")):
+        seen = photographs.crowds(labeler, folders["crowd_photos"], rows, prefix)
+        lines.append((f"{words}: boxes of 24 pixels and more found, {seen.found.of:,}", seen.found))
+        lines.append((f"{words}: found faces that are none, {seen.false.of:,}", seen.false))
+    return table(("", ""), lines)
+
+
 def missing_table(fer2013: Path) -> str:
     """What can be told about the training images without asking who is in them."""
     train = load_dataset(DatasetConfig(str(fer2013)), photographs.SIDE, splits=("train",))
@@ -139,7 +161,9 @@ def main() -> None:
     data = parser.parse_args().data.resolve()
     card = CARD
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
-        folders = {name: photographs.unpacked(data, name, Path(scratch)) for name in ("fer2013", "labeled_photos", "crowd_photos")}
+        folders = {
+            name: photographs.unpacked(data, name, Path(scratch)) for name in ("fer2013", "labeled_photos", "crowd_photos", "lfw_photos")
+        }
         for name in bundle.BUNDLED:
             figures = measured(name, data, folders["fer2013"], Path(scratch))
             card = card.replace(f"<{name} figures>", figure_table(figures)).replace(f"<{name} classes>", class_table(figures))
@@ -147,7 +171,9 @@ def main() -> None:
         default, other = Labeler(), Labeler(next(name for name in bundle.BUNDLED if name != bundle.DEFAULT))
         rows = photographs.read_rows(data / "labeled_photos_sources.csv")
         card = card.replace("<sources>", sources_table((default, other), folders["labeled_photos"], rows))
-        card = card.replace("<masks>", masks_table(default, folders["crowd_photos"], photographs.read_rows(data / "crowd_photos.csv")))
+        boxes = photographs.read_rows(data / "crowd_photos.csv")
+        card = card.replace("<masks>", masks_table(default, folders["crowd_photos"], boxes))
+        card = card.replace("<detector>", detector_table(default, folders, boxes))
         card = card.replace("<frames>", frames_table(default, data, folders["fer2013"]))
         card = card.replace("<missing>", missing_table(folders["fer2013"]))
     print(card, end="")

@@ -15,8 +15,8 @@ class CropGeometry:
     """How a face is cut out for a model, relative to the detector's box; it travels in the model's bundle.
 
     The crop's side is `scale` times the geometric mean of the box's sides, its centre is moved by shares of that side, and
-    it is turned by `rotation` times the angle of the line through the eyes. The defaults were chosen on photographs with
-    `benchmarks/quality.py --crops`.
+    it is turned by `rotation` times the angle of the line through the eyes. The defaults were chosen on photographs
+    for version 0.1; on those of the press alone no scale from 1 to 1.2 is better by more than chance (`benchmarks/quality.py --crops`).
     """
 
     scale: float = 1.05
