@@ -61,3 +61,27 @@ SELECT model_name, model_version, detector_version, status, count(*) AS images, 
 FROM images_by_model
 GROUP BY model_name, model_version, detector_version, status
 ORDER BY last_labeled_at DESC, status;
+
+-- ## Minutes of happy faces per film
+-- And of all faces, as long as they are shown. The rate of the frames does not matter.
+SELECT video_uri, count(*) AS tracks, round(sum(seconds * share_happy) / 60, 2) AS happy_minutes, round(sum(seconds) / 60, 2) AS minutes
+FROM tracks_latest
+GROUP BY video_uri
+ORDER BY happy_minutes DESC, video_uri;
+
+-- ## Seconds of the longest surprise
+-- The longest time that one face of a film looks surprised without a break, and where it begins: the first film to look at.
+WITH numbered AS (
+    SELECT video_uri, run_id, track_id, frame_time_ms, emotion,
+        lead(frame_time_ms, 1, frame_time_ms) OVER (PARTITION BY video_uri, run_id, track_id ORDER BY frame_time_ms) AS until_ms,
+        row_number() OVER (PARTITION BY video_uri, run_id, track_id ORDER BY frame_time_ms)
+            - row_number() OVER (PARTITION BY video_uri, run_id, track_id, emotion ORDER BY frame_time_ms) AS stretch
+    FROM faces_latest
+    WHERE track_id IS NOT NULL
+)
+SELECT video_uri, track_id, min(frame_time_ms) / 1000e0 AS begins_at, (max(until_ms) - min(frame_time_ms)) / 1000e0 AS seconds
+FROM numbered
+WHERE emotion = 'surprise'
+GROUP BY video_uri, run_id, track_id, stretch
+ORDER BY seconds DESC, video_uri, begins_at
+LIMIT 20;

@@ -179,6 +179,7 @@ _IN_FILM = [
     _since_2("video_uri", pa.string(), "the film that the frame is from, or that failed; null for photographs"),
     _since_2("frame_time_ms", pa.int64(), "when the frame is shown, milliseconds from the film's beginning; null for what is no frame"),
 ]
+_TRACK_ID = _since_2("track_id", pa.int32(), "the face's track in its film, which joins with run_id and video_uri; null for photographs")
 _IMAGE_FIELDS = [
     *_IDENTITY,
     _required("status", pa.string(), "what became of the image: " + ", ".join(Status)),
@@ -205,10 +206,28 @@ _IMAGE_FIELDS_2 = [
 ]
 
 IMAGES = pa.schema([*_IMAGE_FIELDS, *_PROVENANCE, *_IMAGE_FIELDS_2, *_IN_FILM])
-FACES = pa.schema([*_IDENTITY, *_FACE_FIELDS, *_PROVENANCE, *_FACE_FIELDS_2, *_IN_FILM])
+FACES = pa.schema([*_IDENTITY, *_FACE_FIELDS, *_PROVENANCE, *_FACE_FIELDS_2, *_IN_FILM, _TRACK_ID])
 FACE_STRUCT = pa.struct([*_FACE_FIELDS, *_FACE_FIELDS_2])
 _STAGED = [_required("faces", pa.list_(FACE_STRUCT)), _optional("scene", pa.binary())]  # the colours of a frame, as in `video.frames`
 STAGING = pa.schema([_required("row_number", pa.int64()), *IMAGES, *_STAGED])
+TRACKS = pa.schema(
+    [
+        _since_2("video_uri", pa.string(), "the film"),
+        _since_2("track_id", pa.int32(), "number of the face in its film, from 0 in the order of their first frames"),
+        _since_2("start_ms", pa.int64(), "the first frame with the face, milliseconds from the film's beginning"),
+        _since_2("end_ms", pa.int64(), "the last one"),
+        _since_2("frames", pa.int32(), "frames with the face, rows in faces"),
+        _since_2("seconds", pa.float64(), "how long the face is shown: each of its frames until the next that was looked at"),
+        *(_since_2(f"bbox_{part}", pa.float32(), f"{edge} of the face's box, the mean of its frames") for part, edge in _BOX.items()),
+        _since_2("emotion", pa.string(), "the emotion that leads for most of this time"),
+        _since_2("confidence", pa.float32(), "its calibrated probability, the mean over this time"),
+        *(
+            _since_2(f"share_{emotion}", pa.float32(), f"share of this time in which {emotion} leads, smoothed over neighbouring frames")
+            for emotion in EMOTIONS
+        ),
+        *(_since_2(field.name, field.type, field.metadata[b"comment"].decode()) for field in _PROVENANCE if field is not _CROPS_RUN),
+    ]
+)
 
 _CROP_FIELDS = [
     _required("jpeg", pa.binary(), "the face with its surroundings, cut out upright, as a JPEG"),

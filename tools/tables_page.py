@@ -9,7 +9,7 @@ from string import Template
 import pyarrow as pa
 
 from fer_ray.reporting.responsible_use import RESPONSIBLE_USE
-from fer_ray.schema import CROPS, FACES, IMAGES, RUNS, SCHEMA_VERSION, Status, meaning_of, since
+from fer_ray.schema import CROPS, FACES, IMAGES, RUNS, SCHEMA_VERSION, TRACKS, Status, meaning_of, since
 
 LINE_LENGTH = 100  # characters
 DOCUMENTS = Path(__file__).parents[1] / "docs"
@@ -47,6 +47,7 @@ $responsible_use
   images/run_date=2026-11-21/<run_id>-0.parquet    one row per image, whatever happened to it; a further file per million images
   faces/run_date=2026-11-21/<run_id>-0.parquet     one row per face
   crops/run_date=2026-11-21/<run_id>-0.parquet     one row per face, of runs with --keep-crops
+  tracks/run_date=2026-11-21/<run_id>-0.parquet    one row per face of a film, followed from frame to frame
   runs/<run_id>.parquet                            one row per run, written last
   views/duckdb.sql, views/athena.sql               the views, ready to load; place-* names where they were written
   reports/<run_id>/report.html, aggregates.json    the run for people, and its sums for the reports of later runs
@@ -58,8 +59,8 @@ joins both with `runs`.
 
 ## What you can rely on
 
-- **Commit.** The row in `runs` is the commit. Files of a run that is still writing, or that never finished, may lie in `images` and
-  `faces`: only rows whose `run_id` stands in `runs` count. The views see to it; whoever reads the files must (examples below).
+- **Commit.** The row in `runs` is the commit. Files of a run that is still writing, or that never finished, may lie in `images`,
+  `faces` and `tracks`: only rows whose `run_id` stands in `runs` count. The views see to it; whoever reads the files must (examples below).
   A file is complete when it appears, and is never rewritten once its run is committed.
 - **Exactly once.** After any number of crashes and restarts of one run, `images` has one row for each image of that run, and `faces` has
   each face of each `ok` image once: `face_count` rows.
@@ -69,8 +70,9 @@ joins both with `runs`.
   `--all` labels every image regardless; other detector settings alone make no image due. An image that was deleted keeps its rows.
   What lies in cold storage is due only when it changes there, and when it is restored.
 - **Latest.** So an image has a row from each run that labeled it. `images_latest` has each image once, from the newest of these runs (by
-  `finished_at`, then `run_id`) with one model; `faces_latest` has the faces of those rows. A row `unreadable` or `archived`
-  stands there only where no run could read the image: it says nothing of the picture and never takes the place of an older label.
+  `finished_at`, then `run_id`) with one model, and of a film the frames of one run; `faces_latest` has the faces of those rows. A row
+  `unreadable` or `archived` stands there only where no run could read the image: it says nothing of the picture and never takes the
+  place of an older label.
 - **One model.** That model is the one of the newest run, which `runs` holds as `latest_model_version`: labels of different models
   are never mixed. A run with `--no-latest` leaves the model that was shown, so a new one can be tried beside it; images that the
   shown model has not labeled yet are missing there. To go back, label with the older model: what it labeled counts as known, so
@@ -131,6 +133,14 @@ them, also rows that `fer-ray relabel` wrote.
 
 $crops
 
+## tracks
+
+One row per face of a film from where it comes into view to where it leaves, or the scene changes. Place, size and motion from one
+frame that was looked at to the next say which faces are one; nobody is recognised, and whoever comes back is a new track. The faces of
+a track are the rows of `faces` with its `run_id`, `video_uri` and `track_id`. The shares of a track add up to 1.
+
+$tracks
+
 ## runs
 
 One row per run that was committed.
@@ -186,6 +196,8 @@ _VIEWS = {
     "images_by_model": "the same for each model: each image once for every model that labeled it",
     "faces_by_model": "the faces of those images, to compare models",
     "emotion_shares": "for each folder and emotion of faces_latest: faces that are called so, and the sum of their probabilities",
+    "tracks": "the tracks of committed runs",
+    "tracks_latest": "those of the newest run of each film that could read it",
 }
 
 
@@ -199,6 +211,7 @@ def tables_document() -> str:
         images=_columns(IMAGES, "date of the run, from the folder in the files"),
         faces=_columns(FACES, "date of the run, from the folder in the files"),
         crops=_columns(CROPS, "date of the run, from the folder in the files"),
+        tracks=_columns(TRACKS, "date of the run, from the folder in the files"),
         runs=_columns(RUNS),
         queries="\n\n".join(f"### {title}\n\n{about}\n\n```sql\n{query}\n```" for title, about, query in example_queries()),
     )

@@ -21,16 +21,18 @@ from fer_ray.label.incremental import run_places
 from fer_ray.label.plan import Part, Plan, open_manifest, read_parts, remove_work, staged_file
 from fer_ray.label.run import Run, read_run
 from fer_ray.label.views import write_views
-from fer_ray.schema import CROPS, FACES, IMAGES, RUNS, SCHEMA_VERSION, STAGING, conform
+from fer_ray.schema import CROPS, FACES, IMAGES, RUNS, SCHEMA_VERSION, STAGING, TRACKS, conform
+from fer_ray.video.track_table import TrackTable
 
 ROWS_PER_GROUP = 100_000
-TABLES = ("images", "faces", "crops")  # of which runs have files for each million images; crops only where they are kept
+# Of these runs have files for each million images; crops only where they are kept.
+TABLES = {"images": IMAGES, "faces": FACES, "tracks": TRACKS, "crops": CROPS}
 TOP_ERRORS = 5  # sentences in the summary of a run
 MAX_ERRORS = 1000  # sentences that one task counts
 
 
 def publish_tables(run: Run, plan: Plan) -> Counter[str]:
-    """Write `images` and `faces`; where there are several million images, in Ray tasks, one for each million.
+    """Write `images`, `faces` and `tracks`; where there are several million images, in Ray tasks, one for each million.
 
     Gives the counts of the run: images_total, faces_total, faces_left_out, `status:<status>`, `emotion:<emotion>` and
     `error:<sentence>` (the commonest few).
@@ -61,19 +63,19 @@ def _write_with_ray(run: Run, plan: Plan, by_file: Sequence[Sequence[Part]]) -> 
 
 
 def write_tables(run: Run, plan: Plan, parts: Sequence[Part]) -> Counter[str]:
-    """Write the files of both tables for one file of the manifest; memory holds about 100,000 rows."""
-    counts = Counter(planned=sum(part.rows for part in parts))
-    number = parts[0].file
+    """Write the files of all tables for one file of the manifest; memory holds about 100,000 rows."""
+    counts, tracks = Counter(planned=sum(part.rows for part in parts)), TrackTable()
     with ExitStack() as stack:
-        tables = TABLES if run.config.keep_crops else TABLES[:2]
-        paths = [stack.enter_context(run.storage.writing(table_file(run, table, number))) for table in tables]
-        with _writer(paths[0], IMAGES) as image_writer, _writer(paths[1], FACES) as face_writer, ExitStack() as crops:
-            crop_writer = crops.enter_context(_writer(paths[2], CROPS)) if run.config.keep_crops else None
-            for rows in _without_repeated_troubles(_grouped(_verified(run, plan, parts), crop_writer)):
-                faces = _flat_faces(rows)
-                image_writer.write_table(conform(rows, IMAGES), ROWS_PER_GROUP)
-                face_writer.write_table(faces, ROWS_PER_GROUP)
-                _count(counts, rows, faces)
+        tables = [table for table in TABLES if table != "crops" or run.config.keep_crops]
+        paths = {table: stack.enter_context(run.storage.writing(table_file(run, table, parts[0].file))) for table in tables}
+        writers = {table: stack.enter_context(_writer(path, TABLES[table])) for table, path in paths.items()}
+        for rows in _without_repeated_troubles(_grouped(_verified(run, plan, parts), writers.get("crops"))):
+            faces = tracks.follow(rows, _flat_faces(rows))
+            writers["images"].write_table(conform(rows, IMAGES), ROWS_PER_GROUP)
+            writers["faces"].write_table(faces, ROWS_PER_GROUP)
+            writers["tracks"].write_table(tracks.rows())
+            _count(counts, rows, faces)
+        writers["tracks"].write_table(tracks.rows(is_last=True))
     errors = Counter({key: n for key, n in counts.items() if key.startswith("error:")})
     return counts - errors + Counter(dict(errors.most_common(MAX_ERRORS)))
 

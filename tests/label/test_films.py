@@ -10,13 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow.dataset as ds
 import pytest
 from films import CARPHONE, drawn, write_film
 from sites import with_site
+from tables_page import example_queries
 
 from fer_ray.config.label import LabelConfig
+from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import UsageError
 from fer_ray.label.job import label
 
@@ -64,7 +67,19 @@ def test_films_lie_among_photographs_and_have_a_row_for_each_second_and_one_for_
     assert all((row["status"], row["face_count"], row["width"], row["height"]) == ("ok", 1, 176, 144) for row in talk)
     assert all(row["size_bytes"] == CARPHONE.stat().st_size for row in talk)
     faces = [row for row in rows_of(tmp_path / "out", "faces") if row["video_uri"] == film]
-    assert [row["frame_time_ms"] for row in faces] == [0, 1001, 2002, 3003]
+    assert [(row["frame_time_ms"], row["track_id"]) for row in faces] == [(0, 0), (1001, 0), (2002, 0), (3003, 0)]
+    (track,) = [row for row in ds.dataset(tmp_path / "out" / "tracks").to_table().to_pylist() if row["video_uri"] == film]
+    assert (track["track_id"], track["start_ms"], track["end_ms"], track["frames"]) == (0, 0, 3003, 4)
+    assert sum(track[f"share_{emotion}"] for emotion in EMOTIONS) == pytest.approx(1)
+    assert {row["track_id"] for row in rows_of(tmp_path / "out", "faces") if row["video_uri"] is None} == {None}
+
+    connection = duckdb.connect()
+    connection.sql((tmp_path / "out" / "views" / "duckdb.sql").read_text(encoding="utf-8"))
+    happy, surprised = (
+        connection.sql(query).fetchall() for title, _, query in example_queries() if "happy" in title or "surprise" in title
+    )
+    assert [row[0] for row in happy] == [film]
+    assert all(row[0] == film and row[3] <= 3.003 for row in surprised)
 
     cut = [row for row in rows if row["video_uri"] == str(whole)]
     assert 5 < len(cut) < 16

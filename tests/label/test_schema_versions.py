@@ -48,7 +48,9 @@ def in_athena(output: Path) -> duckdb.DuckDBPyConnection:
         kinds = ", ".join(f"NULL::{column.kind.sql('duckdb')} AS {column.name}" for column in statement.this.expressions)
         files = f"'{output}/{name.removesuffix('_files')}/{'*/' * name.endswith('_files')}*.parquet'"
         hive = "hive_partitioning = true, hive_types = {'run_date': VARCHAR}, " if name.endswith("_files") else ""
-        union = f"(FROM read_parquet({files}, {hive}union_by_name = true) UNION ALL BY NAME SELECT {kinds} WHERE false)"
+        there = f"FROM read_parquet({files}, {hive}union_by_name = true) UNION ALL BY NAME"
+        is_there = (output / name.removesuffix("_files")).exists()  # 0.1 knew no tracks
+        union = f"({there if is_there else 'SELECT NULL AS run_date,'} {'SELECT' * is_there} {kinds} WHERE false)"
         connection.sql(f"CREATE VIEW {name} AS FROM {union}")
     return connection
 

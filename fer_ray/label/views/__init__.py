@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fer_ray.emotions import EMOTIONS, UNKNOWN
 from fer_ray.io.storage import S3, Storage, join
-from fer_ray.schema import FACES, IMAGES, RUNS, since
+from fer_ray.schema import FACES, IMAGES, RUNS, TRACKS, since
 
 UNKNOWN_ADDRESS = "s3://BUCKET/PREFIX"
 NO_RUN_DATE = "2020-01-01"
@@ -44,7 +44,7 @@ def write_views(storage: Storage, output: str) -> None:
     An empty file names the place that they were written for: in a copy of the output it stands below another one.
     """
     scripts = {
-        "duckdb.sql": duckdb_views(output, storage.s3_endpoint),
+        "duckdb.sql": duckdb_views(output, storage.s3_endpoint, _has_tracks(storage, output)),
         "athena.sql": athena_views(output, _first_run_date(storage, output)),
         _place(output): "",
     }
@@ -64,8 +64,10 @@ def _place(output: str) -> str:
     return f"place-{hashlib.sha256(output.encode()).hexdigest()[:12]}"
 
 
-def duckdb_views(output: str, s3_endpoint: str = "") -> str:
+def duckdb_views(output: str, s3_endpoint: str = "", has_tracks: bool = False) -> str:
     """A script for DuckDB that makes the views that docs/tables.md lists.
+
+    With `has_tracks` also `tracks` and `tracks_latest`: DuckDB reads no table without files, and 0.1 left none.
 
     Files of every schema version are read: columns that none of them has are null. It works from any directory; in a copy of the
     output, from inside of the copy. run_date comes from `runs`: a folder above the output may look like a partition as well.
@@ -87,6 +89,8 @@ def duckdb_views(output: str, s3_endpoint: str = "") -> str:
         added_to_runs=_added(RUNS),
         added_to_images=_added(IMAGES),
         added_to_faces=_added(FACES),
+        track_columns=_selected(TRACKS),
+        has_tracks=has_tracks,
     )
 
 
@@ -106,11 +110,14 @@ def athena_views(output: str, first_date: str = NO_RUN_DATE) -> str:
         runs=_quoted_for_hive(join(address, "runs", "")),
         images=_quoted_for_hive(join(address, "images", "")),
         faces=_quoted_for_hive(join(address, "faces", "")),
+        tracks=_quoted_for_hive(join(address, "tracks", "")),
         run_types=_typed(RUNS),
         image_types=_typed(IMAGES),
         face_types=_typed(FACES),
+        track_types=_typed(TRACKS),
         image_columns=_selected(IMAGES),
         face_columns=_selected(FACES),
+        track_columns=_selected(TRACKS),
     )
 
 
@@ -130,6 +137,10 @@ def _first_run_date(storage: Storage, output: str) -> str:
     first = next(storage.list_files(join(output, "images")), None)
     found = re.search(r"/run_date=(\d{4}-\d\d-\d\d)/[^/]*$", first.image_uri) if first else None
     return found[1] if found else NO_RUN_DATE
+
+
+def _has_tracks(storage: Storage, output: str) -> bool:
+    return any(entry.image_uri.endswith(".parquet") for entry in storage.list_files(join(output, "tracks")))
 
 
 def _typed(schema: pa.Schema) -> str:
