@@ -100,7 +100,8 @@ def print_crowds(labeler: Labeler, photos: Path, rows: list[dict[str, str]]) -> 
         )
     for label, seen_of in worn(labeler, photos, rows).items():
         said = ", ".join(f"{emotion} {count}" for emotion, count in seen_of.emotions.most_common())
-        print(f"  {seen_of.faces} faces with {WEARING[label]}: {said}; neutral with {SURE:g} and more: {seen_of.surely_neutral}")
+        sure = f"neutral with {SURE:g} and more: {seen_of.surely_neutral}; said to be covered: {seen_of.covered}"
+        print(f"  {seen_of.faces} faces with {WEARING[label]}: {said}; {sure}")
 
 
 def print_whole_way(labeler: Labeler, data: Path, fer2013: Path) -> None:

@@ -120,8 +120,9 @@ def masks_table(labeler: Labeler, photos: Path, rows: list[dict[str, str]]) -> s
     lines = []
     for label, seen in photographs.worn(labeler, photos, rows).items():
         said = ", ".join(f"{emotion} {count / seen.faces:.0%}" for emotion, count in seen.emotions.most_common(4))
-        lines.append((photographs.WEARING[label], seen.faces, said, f"{seen.confidence:.0%}", seen.surely_neutral))
-    return table(("the face wears", "faces", "called", "said", f"neutral with {photographs.SURE:g} and more"), lines)
+        lines.append((photographs.WEARING[label], seen.faces, said, f"{seen.confidence:.0%}", seen.surely_neutral, seen.covered))
+    columns = ("the face wears", "faces", "called", "said", f"neutral with {photographs.SURE:g} and more", "said to be covered")
+    return table(columns, lines)
 
 
 def frames_table(labeler: Labeler, data: Path, fer2013: Path) -> str:

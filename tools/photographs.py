@@ -130,6 +130,7 @@ class Worn:
     faces: int
     emotions: Counter[str]
     surely_neutral: Share
+    covered: Share  # said to be so: `occluded` of a half and more
     confidence: float
 
 
@@ -145,6 +146,7 @@ def worn(labeler: Labeler, photos: Path, rows: Sequence[dict[str, str]]) -> dict
             len(some),
             Counter(face.emotion for face in some),
             Share(sum(face.emotion == "neutral" and face.confidence >= SURE for face in some), len(some)),
+            Share(sum((face.occluded or 0) >= 0.5 for face in some), len(some)),
             float(np.mean([face.confidence for face in some])),
         )
         for label, some in ((label, faces[label]) for label in WEARING)

@@ -26,7 +26,7 @@ from fer_ray.typing import Float64Array, FloatArray, Int64Array, UInt8Array
 from fer_ray.vision import degradation, quality
 
 MIN_FACES = 200  # validation faces: fewer say little about as many coefficients
-CLEAN_SHARE = 1 / 3  # of the weight that faces as they are have, against all of their poor views
+CLEAN_SHARE = 0.6  # of the weight that faces as they are have, against all of their poor views
 BATCH = 2048  # faces
 
 logger = logging.getLogger(__name__)
