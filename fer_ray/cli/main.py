@@ -137,10 +137,9 @@ _JOBS = (
     ),
     Job(
         "export",
-        "Write a bundle as ONNX, SavedModel or TFLite, checked on real faces.",
+        "Write a bundle as ONNX, SavedModel or TFLite, checked on real faces, or as a page that labels in the browser.",
         "fer_ray.config.export:ExportConfig",
-        "fer_ray.models.export:export",
-        needs="tensorflow",
+        "fer_ray.export.job:export",
     ),
     Job(
         "import-model",

@@ -8,7 +8,8 @@ from fer_ray.config.stores import StoresConfig
 ONNX = "onnx"
 SAVEDMODEL = "savedmodel"
 TFLITE = "tflite"
-EXPORT_FORMATS = (ONNX, SAVEDMODEL, TFLITE)
+WEB = "web"
+EXPORT_FORMATS = (ONNX, SAVEDMODEL, TFLITE, WEB)
 
 
 @config("The export")
@@ -20,14 +21,16 @@ class ExportConfig(StoresConfig):
         help="fer2013 or ferplus, which come with the package, or a bundle in a folder or at s3://... (default: ferplus)",
         metavar="NAME|DIR",
     )
-    format: str = option(default=ONNX, help="for ONNX Runtime, for TensorFlow, or for LiteRT (TensorFlow Lite)", choices=EXPORT_FORMATS)
+    format: str = option(
+        default=ONNX, help="for ONNX Runtime, TensorFlow, LiteRT (TensorFlow Lite), or a page for browsers", choices=EXPORT_FORMATS
+    )
     int8: bool = option(
         default=False, help="store the weights in 8 bits and calculate with them: a quarter of the size, not quite the same answers"
     )
     flip: bool = option(default=False, help="average the answers for each face and its mirror image, at twice the cost of the model")
     output: PathText = option(
         default="",
-        help="file (onnx, tflite) or folder (savedmodel) to write, local or s3://bucket/name; must be new (required)",
+        help="file (onnx, tflite) or folder (savedmodel, web) to write, local or s3://bucket/name; must be new (required)",
         metavar="PATH",
     )
     dataset: PathText = option(
@@ -39,4 +42,8 @@ class ExportConfig(StoresConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(bool(self.output), "Where to? Give --output PATH for the exported model.")
-        check(not self.int8 or self.format != SAVEDMODEL, "A SavedModel has no int8 form here: give --format onnx or tflite with --int8.")
+        check(
+            not self.int8 or self.format in (ONNX, TFLITE),
+            f"The format {self.format} has no int8 form: give --format onnx or tflite with --int8.",
+        )
+        check(self.format != WEB or "://" not in self.output, "A page is written to a folder: copy it from there to where it is served.")

@@ -51,7 +51,7 @@ class FaceDetector:
         self.side, self.min_score = side, min_score
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads or 0, 1, 3
-        self._session = onnxruntime.InferenceSession(_network(), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(network(), options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def detect(self, pixels: UInt8Array) -> tuple[list[Detection], int]:
@@ -122,8 +122,8 @@ def _detection(row: Float32Array, ratio: Float32Array) -> Detection:
 
 
 @cache
-def _network() -> bytes:
-    """The checked file, with its fixed input of 640 x 640 opened to any size."""
+def network() -> bytes:
+    """YuNet as ONNX: the checked file, with its fixed input of 640 x 640 opened to any size."""
     import onnx
 
     content = resources.files("fer_ray.vision").joinpath("yunet", MODEL_FILE).read_bytes()

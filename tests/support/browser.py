@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,19 @@ PHONE = 390  # pixels, the width of a small phone
 
 
 @contextmanager
-def browsed(place: Path | str, width: int = 1280) -> Iterator[Any]:
+def browsed(place: Path | str, width: int = 1280, arguments: Sequence[str] = ()) -> Iterator[Any]:
     """A file or an address that is open in a browser; an error, a message or a request for anything elsewhere fails the test at the end."""
     from playwright.sync_api import sync_playwright
 
     troubles: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], timeout=120_000)
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *arguments], timeout=120_000)
         page = browser.new_page(viewport={"width": width, "height": 900})
         page.set_default_timeout(60_000)
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         address = place.as_uri() if isinstance(place, Path) else place
-        own = ("file:", "data:") if isinstance(place, Path) else (place,)
+        own = ("file:", "data:") if isinstance(place, Path) else (place, "data:", f"blob:{place}")
         page.on("request", lambda request: troubles.append(request.url) if not request.url.startswith(own) else None)
         page.goto(address)
         yield page

@@ -47,7 +47,7 @@ def probability(seen: Float32Array, name: str) -> Float32Array:
 @cache
 def network_version() -> str:
     """Names the network: a calibration that was fitted to what another one says is of no use."""
-    return hashlib.sha256(_content()).hexdigest()[:12]
+    return hashlib.sha256(network()).hexdigest()[:12]
 
 
 def _run(crops: UInt8Array) -> Float32Array:
@@ -69,8 +69,9 @@ def _session() -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 3
-    return onnxruntime.InferenceSession(_content(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(network(), options, providers=["CPUExecutionProvider"])
 
 
-def _content() -> bytes:
+def network() -> bytes:
+    """The network as ONNX."""
     return resources.files(__name__).joinpath(_NETWORK).read_bytes()

@@ -17,7 +17,8 @@ from fer_ray.config.crop import CropGeometry
 from fer_ray.config.export import EXPORT_FORMATS, ExportConfig
 from fer_ray.config.recipe import ModelConfig
 from fer_ray.errors import BundleError, DatasetError, FerRayError, UsageError
-from fer_ray.models import bundle, conversion, export, keras_bundle
+from fer_ray.export import job as export
+from fer_ray.models import bundle, conversion, keras_bundle
 from fer_ray.models.architectures import build
 from fer_ray.typing import Float32Array, UInt8Array
 
@@ -175,7 +176,7 @@ def test_a_missing_bundle_data_set_or_package_and_a_whole_bucket_are_refused_in_
     with pytest.raises(UsageError, match="whole bucket"):
         export.export(ExportConfig(output="s3://bucket/"))
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "tf2onnx" else name)
-    with pytest.raises(UsageError, match="pip install tf2onnx"):
+    with pytest.raises(UsageError, match=r"needs the package tf2onnx: pip install 'fer-ray\[train\]'"):
         export.export(ExportConfig(output=output))
     assert list(tmp_path.iterdir()) == []
 

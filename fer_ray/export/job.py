@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.export import ONNX, SAVEDMODEL, TFLITE, ExportConfig
+from fer_ray.config.export import ONNX, SAVEDMODEL, TFLITE, WEB, ExportConfig
 from fer_ray.config.label import LabelingOptions
 from fer_ray.errors import DatasetError, FerRayError, StorageError, UsageError
+from fer_ray.export.web import write_page
 from fer_ray.io.storage import S3, Storage, absolute, join
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.bundle import Bundle
@@ -32,7 +33,7 @@ from fer_ray.models.silence import load_keras, silence
 from fer_ray.text import sanitize
 from fer_ray.typing import Float32Array, UInt8Array
 
-PACKAGES = {ONNX: ("onnx", "onnxruntime", "tf2onnx"), SAVEDMODEL: (), TFLITE: ()}
+PACKAGES = {ONNX: ("tensorflow", "onnx", "onnxruntime", "tf2onnx"), SAVEDMODEL: ("tensorflow",), TFLITE: ("tensorflow",)}
 SAVEDMODEL_METADATA = "assets.extra/fer_ray.json"  # the folder that TensorFlow leaves to others
 SAVEDMODEL_MAIN_FILE = "saved_model.pb"  # what makes a folder a SavedModel; written last where files are written one by one
 
@@ -59,6 +60,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
         FerRayError: the conversion failed, or its result does not agree with the bundle. Nothing was written.
     """
     storage, output = Storage.of(config), absolute(config.output, "output").rstrip("/")
+    if config.format == WEB:
+        return write_page(config, storage, Path(output))
     _check_packages(config.format)
     _check_output(storage, output, config.format)
     threads = _load_tensorflow()
@@ -89,7 +92,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
 def _check_packages(format_name: str) -> None:
     missing = [package for package in PACKAGES[format_name] if find_spec(package) is None]
     if missing:
-        raise UsageError(f"The format {format_name} needs the package {missing[0]}: pip install {' '.join(missing)}.")
+        raise UsageError(f"The format {format_name} needs the package {missing[0]}: pip install 'fer-ray[train]'.")
 
 
 def _check_output(storage: Storage, output: str, format_name: str) -> None:

@@ -1,0 +1,1 @@
+"""Bundles for other runtimes: files for ONNX Runtime, TensorFlow and LiteRT, and a page that labels in the browser."""
