@@ -44,7 +44,7 @@ from fer_ray.vision.sandbox import SLOW_SECONDS, SandboxLimits, TimeBudget, sift
 MAX_STARTS = 8  # of a part: where so many processes died, the sandbox does not help either
 SECONDS_AT_FIRST = 20.0  # for an image: then its process is ended, and the sandbox, which has more patience, looks at all of its part
 SECONDS_TOGETHER = 60.0  # for the slow images of a part, likewise
-SECONDS_AFTER_SANDBOX = 60.0  # for an image that took up to two thirds of it there
+SECONDS_AFTER_SANDBOX = 120.0  # for an image that took up to two thirds of it there
 
 
 class EntryLabeler(Protocol):

@@ -31,6 +31,7 @@ from fer_ray.schema import Status
 
 SLOW_SECONDS = 5.0  # what is decoded sooner is no burden: a sound image of 100 megapixels takes two
 SECONDS_TO_START = 600.0  # for the sandbox itself, on a machine that is busy
+CLOCK_SHARE = 2.0  # seconds by the clock for one of CPU time: on a machine that is busy a sound image takes as long
 GRACE_SECONDS = 10.0  # beyond an image's own: then the sandbox itself hangs, and is ended
 LOOK_SECONDS = 0.02  # between two looks at the memory of an image: it grows by some 100 MB meanwhile
 FIRST_TO_DIE = "1000"  # in Linux's words: where memory runs out, this process is ended before any other
@@ -64,7 +65,7 @@ class SandboxLimits:
     An image that takes more than `is_final` limits is undecodable; where others left it less, it is due again in the next run.
     """
 
-    seconds: float = 40.0
+    seconds: float = 40.0  # of CPU time
     seconds_together: float = 200.0  # of the slow images of a part
     least_seconds: float = 0.5
     memory_bytes: int = 2 << 30  # of the process, about 0.2 GB of it before the image
@@ -140,7 +141,7 @@ def _try(process: subprocess.Popen[bytes], image: bytes, seconds: float, memory_
         stdin.flush()
     except OSError:
         return b""
-    return _answer(process, seconds + GRACE_SECONDS)
+    return _answer(process, CLOCK_SHARE * seconds + GRACE_SECONDS)
 
 
 def _answer(process: subprocess.Popen[bytes], seconds: float) -> bytes:
@@ -175,7 +176,8 @@ def _serve(settings: str, images: IO[bytes], answers: IO[bytes]) -> None:
         content = images.read(length)
         child = os.fork()
         if not child:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            signal.setitimer(signal.ITIMER_REAL, CLOCK_SHARE * seconds)
             with suppress(OSError):  # only Linux has it
                 Path("/proc/self/oom_score_adj").write_text(FIRST_TO_DIE, encoding="ascii")
             look(content)
@@ -188,7 +190,7 @@ def _watch(child: psutil.Process, memory_bytes: int) -> bytes:
     while True:
         try:
             ended = child.wait(LOOK_SECONDS)
-            return {0: SURVIVED, -signal.SIGALRM: SLOW}.get(ended, DIED)
+            return {0: SURVIVED, -signal.SIGALRM: SLOW, -signal.SIGPROF: SLOW}.get(ended, DIED)
         except psutil.TimeoutExpired:
             with suppress(psutil.NoSuchProcess):
                 if child.memory_info().rss > memory_bytes:
