@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,5 +91,5 @@ def _smoothed(probabilities: Float64Array) -> Float64Array:
     return sum(weight * around[place : place + len(probabilities)] for place, weight in enumerate(_SMOOTHING))  # type: ignore[return-value]
 
 
-def _matrix(faces: pa.Table, names: Iterable[str]) -> Float64Array:
-    return np.stack([faces[name].to_numpy().astype(np.float64) for name in names], axis=1).reshape(len(faces), -1)
+def _matrix(faces: pa.Table, names: Sequence[str]) -> Float64Array:
+    return np.stack([faces[name].to_numpy().astype(np.float64) for name in names], axis=1)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow.dataset as ds
 import pytest
 from films import CARPHONE, drawn, write_film
 from sites import with_site
+from stores import FaultyProxy, S3Server
 from tables_page import example_queries
 
 from fer_ray.config.label import LabelConfig
@@ -144,3 +146,23 @@ def test_a_film_that_ends_its_process_keeps_the_frames_before_and_has_a_row_that
     rows = [(row["frame_time_ms"], row["error"]) for row in rows_of(tmp_path / "out") if row["video_uri"] == str(film)]
     assert sorted(rows, key=str) == [(0, None), (1000, None), (2000, None), (None, "The film ended the process that decoded it.")]
     assert sum(row["video_uri"] != str(film) for row in rows_of(tmp_path / "out")) == 2
+
+
+def test_films_in_stores_and_tars_are_read_by_ranges_and_their_outages_are_waited_for(s3_server: S3Server, tmp_path: Path) -> None:
+    client = s3_server.client()
+    client.create_bucket(Bucket="films")
+    film = write_film(tmp_path / "film.mp4", drawn(200), options={"qp": "0", "preset": "ultrafast"})
+    with tarfile.open(tmp_path / "films.tar", "w") as shard:
+        shard.add(film, "inside/film.mp4")
+        shard.add(CARPHONE, "talk.mp4")
+    for name in ("film.mp4", "films.tar"):
+        client.upload_file(str(tmp_path / name), "films", f"in/{name}")
+    proxy = FaultyProxy(s3_server.endpoint, share=0.1)
+    try:
+        config = LabelConfig(("s3://films/in",), str(tmp_path / "out"), s3_endpoint=proxy.endpoint, thumbnails=False)
+        assert label(config)[0]["images_failed"] == 0
+    finally:
+        proxy.stop()
+    rows = [(row["video_uri"].removeprefix("s3://films/in/"), row["frame_time_ms"]) for row in rows_of(tmp_path / "out")]
+    expected = [(name, 1000 * second) for name in ("film.mp4", "films.tar#inside/film.mp4") for second in range(8)]
+    assert rows == [*expected, *(("films.tar#talk.mp4", time_ms) for time_ms in (0, 1001, 2002, 3003))]

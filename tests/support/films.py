@@ -63,3 +63,60 @@ def times_of(path: Path) -> list[int]:
         stream: Any = film.streams.video[0]
         start = Fraction(film.start_time or 0, 1_000_000)
         return [round((frame.pts * stream.time_base - start) * 1000) for frame in film.decode(stream)]
+
+
+def broken_films(folder: Path, picture: bytes) -> dict[str, str]:
+    """Write films with all kinds of things the matter; gives by name what must come of each: frames, a row with the reason, or both."""
+    quick = {"preset": "ultrafast"}
+    kinds: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
+        "a.mp4": ("libx264", quick, {"movflags": "+faststart"}),
+        "b.mp4": ("libx264", quick, {"movflags": "frag_keyframe+empty_moov"}),
+        "c.mkv": ("libx264", quick, {}),
+        "d.avi": ("mpeg4", {}, {}),
+        "e.mpg": ("mpeg2video", {}, {}),
+        "f.mts": ("libx264", quick, {}),
+    }
+    expected: dict[str, str] = {}
+    noise = np.random.default_rng(0)
+
+    def put(name: str, content: bytes, what: str) -> None:
+        (folder / name).write_bytes(content)
+        expected[name] = what
+
+    for name, (codec, options, container) in kinds.items():
+        content = write_film(folder / name, drawn(150), codec=codec, options=options, container=container).read_bytes()
+        stem, suffix = name.split(".")
+        expected[name] = "frames"
+        for share in (0.4, 0.8):
+            put(f"{stem}_cut_{share}.{suffix}", content[: int(len(content) * share)], "any")
+        flipped = np.frombuffer(content, np.uint8).copy()
+        places = noise.integers(len(content) // 10, len(content), 60)
+        flipped[places] ^= noise.integers(1, 255, 60).astype(np.uint8)
+        put(f"{stem}_flipped.{suffix}", flipped.tobytes(), "any")
+        gap = len(content) // 3
+        put(f"{stem}_gap.{suffix}", content[:gap] + bytes(gap // 3) + content[gap + gap // 3 :], "any")
+    whole = write_film(folder / "whole.mp4", drawn(30), options=quick).read_bytes()
+    expected["whole.mp4"] = "frames"
+    place = whole.index(b"moov") - 4
+    moov = whole[place:]
+    track = moov.index(b"trak") - 4
+    size = int.from_bytes(moov[track : track + 4], "big")
+    for count, name in ((2000, "tracks_2000.mp4"), (150, "tracks_150.mp4")):
+        box = moov[:track] + moov[track : track + size] * count + moov[track + size :]
+        put(name, whole[:place] + len(box).to_bytes(4, "big") + box[4:], "any")
+    put("empty.mp4", b"", "reason")
+    put("noise.mkv", noise.bytes(50_000), "reason")
+    put("picture.mp4", picture, "reason")
+    put("text.mov", b"no film " * 1000, "reason")
+    put("playlist.mp4", f"#EXTM3U\n#EXTINF:9,\n{folder}/whole.mp4\n".encode(), "reason")
+    put("header.mp4", whole[place:], "reason")
+    put("no_index.mp4", whole[:place], "reason")
+    put("boxes.mp4", b"".join((8 * (5000 - n)).to_bytes(4, "big") + b"moov" for n in range(5000)), "reason")
+    put("endless_box.mp4", whole[:place] + b"\0\0\0\1moov" + b"\x7f" + b"\xff" * 7 + moov[8:], "any")
+    header = moov.index(b"mdhd") + 4
+    long = moov[:header] + moov[header:].replace(moov[header + 16 : header + 20], b"\x7f\xff\xff\xff", 1)
+    put("forever.mp4", whole[:place] + long, "any")
+    put("no_clock.mp4", whole[:place] + moov[: header + 12] + bytes(4) + moov[header + 16 :], "any")
+    write_film(folder / "tiny.mp4", drawn(30, (2, 2)), options=quick)
+    expected["tiny.mp4"] = "frames"
+    return expected
