@@ -140,6 +140,13 @@ LISTING = pa.schema(
 )
 # A film that reads has a row for each of its stretches, which gives a row of `images` for each frame from start_ms to before end_ms.
 STRETCH = pa.schema([_optional("start_ms", pa.int64()), _optional("end_ms", pa.int64()), _optional("frames", pa.int64())])
+GONE = pa.schema(
+    [
+        _required("image_uri", pa.string(), "an image, or a film, that runs had labeled"),
+        _required("gone", pa.bool_(), "whether the listing lacks it, or has it again"),
+        _required("run_id", pa.string(), "the run that listed"),
+    ]
+)
 MANIFEST = pa.schema([_required("row_number", pa.int64()), *LISTING, *STRETCH])
 
 _BOX = {"x": "left edge", "y": "top edge", "width": "width", "height": "height"}

@@ -50,6 +50,7 @@ $responsible_use
   tracks/run_date=2026-11-21/<run_id>-0.parquet    one row per face of a film, followed from frame to frame
   runs/<run_id>.parquet                            one row per run, written last
   views/duckdb.sql, views/athena.sql               the views, ready to load; place-* names where they were written
+  gone/<run_id>.parquet                            images that the listing of a run lacked or had again, where any did
   reports/<run_id>/report.html, aggregates.json    the run for people, and its sums for the reports of later runs
   _manifest/ _staging/ _archives/                  work in progress, and what tar shards hold: not for reading
 ```
@@ -67,7 +68,8 @@ joins both with `runs`.
 - **Incremental.** What is known of an image is its newest row with the same `model_version` and a status other than `unreadable`. A run
   labels the image unless that row has its `etag` (or its `modified_at` and `size_bytes` where there is none). So new and changed images
   are labeled, also one that came back to an earlier state, a new model labels everything, and what could not be fetched is tried again.
-  `--all` labels every image regardless; other detector settings alone make no image due. An image that was deleted keeps its rows.
+  `--all` labels every image regardless; other detector settings alone make no image due. An image that was deleted keeps its rows
+  (see Gone below).
   What lies in cold storage is due only when it changes there, and when it is restored.
 - **Latest.** So an image has a row from each run that labeled it. `images_latest` has each image once, from the newest of these runs (by
   `finished_at`, then `run_id`) with one model, and of a film the frames of one run; `faces_latest` has the faces of those rows. A row
@@ -77,6 +79,10 @@ joins both with `runs`.
   are never mixed. A run with `--no-latest` leaves the model that was shown, so a new one can be tried beside it; images that the
   shown model has not labeled yet are missing there. To go back, label with the older model: what it labeled counts as known, so
   the run costs a listing. `images_by_model` and `faces_by_model` have every model.
+- **Gone.** A listing is complete when it comes from folders, prefixes or archives, not from a list, and has no `--limit`. `images_gone`
+  in `runs` counts the labeled images that it should hold and lacks; null where it was not complete. The views `images_present` and
+  `faces_present` leave them out; an image that is listed again is back. What `--include` and `--exclude` leave out, and what lies in a
+  folder or archive that could not be listed, is not gone; an input without any image is refused, as a mount that is away looks so.
 - **Order.** The run that was committed last is the newest: `finished_at` is later than that of every run before, also where the clock of
   a machine was wrong.
 - **Outages.** What a store does is no row: while it is down a run waits, and then stops. `unreadable` is an image that could not be had
@@ -104,8 +110,8 @@ Tables in S3 need the extension `httpfs` and a secret: the head of `duckdb.sql` 
 tables; in a copy of them it reads the copy where DuckDB is started in its folder, or after
 `SET VARIABLE fer_ray_output = '/the/copy'`. The next run into the copy writes the script anew.
 
-In Athena, run the statements of `views/athena.sql` one by one, in a database of their own. They make the tables `runs`, `images_files`
-and `faces_files` over the files, and over those the views. The partitions are
+In Athena, run the statements of `views/athena.sql` one by one, in a database of their own. They make the tables `runs`, `images_files`,
+`faces_files` and `gone_files` over the files, and over those the views. The partitions are
 projected: new runs show without `MSCK REPAIR TABLE`. A condition on `run_date` saves reading.
 
 ## images
@@ -193,6 +199,9 @@ _VIEWS = {
     "faces": "the faces of those images",
     "images_latest": "each image once, from the newest run of one model that could read it: the model of the newest run",
     "faces_latest": "the faces of those images",
+    "images_gone": "images (or films) that are not in the newest complete listing of their place, and the run that missed them",
+    "images_present": "images_latest without them",
+    "faces_present": "the faces of those images",
     "images_by_model": "the same for each model: each image once for every model that labeled it",
     "faces_by_model": "the faces of those images, to compare models",
     "emotion_shares": "for each folder and emotion of faces_latest: faces that are called so, and the sum of their probabilities",

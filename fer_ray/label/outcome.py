@@ -24,7 +24,7 @@ from fer_ray.text import plural, sanitize
 
 LOGGER = logging.getLogger(__name__)
 ALARM_SECONDS = 60.0  # for the operator's command
-SUMMARY_KEYS = ("images_total", "images_ok", "images_no_face", "images_failed", "images_skipped", "faces_total")
+SUMMARY_KEYS = ("images_total", "images_ok", "images_no_face", "images_failed", "images_skipped", "images_gone", "faces_total")
 
 
 def summarize(run: Run, row: dict[str, Any]) -> dict[str, Any]:
@@ -40,9 +40,10 @@ def summarize(run: Run, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def known_and_ignored(known: int, ignored: int) -> str:
-    """`1,200 images known, 30 files ignored`."""
-    return f"{plural(known, 'image')} known" + (f", {plural(ignored, 'file')} ignored" if ignored else "")
+def known_and_ignored(known: int, ignored: int, gone: int | None = None) -> str:
+    """`1,200 images known, 30 files ignored, 7 gone`."""
+    others = (f", {plural(ignored, 'file')} ignored" if ignored else "") + (f", {gone:,} gone" if gone else "")
+    return f"{plural(known, 'image')} known{others}"
 
 
 def describe(row: dict[str, Any], counts: Counter[str], labeled: int, seconds: float) -> list[str]:
@@ -75,6 +76,7 @@ def _top_errors(counts: Counter[str]) -> dict[str, int]:
 
 def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float) -> dict[str, Any]:
     """The run's row in `runs`; its rate leaves start-up out."""
+    failed = sum(counts[f"status:{status}"] for status in Status if status.is_failure)
     ray = sys.modules.get("ray")  # a run with little or nothing to do starts no cluster
     resources = ray.cluster_resources() if ray and ray.is_initialized() else {"CPU": (os.cpu_count() or 1) * bool(plan.images)}
     return {
@@ -93,7 +95,7 @@ def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float
         "images_total": counts["images_total"],
         "images_ok": counts[f"status:{Status.OK}"],
         "images_no_face": counts[f"status:{Status.NO_FACE}"],
-        "images_failed": sum(counts[f"status:{status}"] for status in Status if status.is_failure),
+        "images_failed": failed,
         "images_skipped": plan.skipped,
         "faces_total": counts["faces_total"],
         "faces_left_out": counts["faces_left_out"],
@@ -103,6 +105,8 @@ def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float
         "top_errors_json": json.dumps(_top_errors(counts)),
         "schema_version": SCHEMA_VERSION,
         "model_name": run.model_name,
+        "images_gone": plan.gone,
+        "error_share": failed / max(1, failed + counts[f"status:{Status.OK}"] + counts[f"status:{Status.NO_FACE}"]),
     }
 
 

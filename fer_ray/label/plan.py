@@ -61,6 +61,7 @@ class Plan:
     films: int = 0  # that read
     stretches: int = 0  # of these; the other rows are an image each
     frames: int = 0  # in these, as expected
+    gone: int | None = None  # images that were labeled and are not listed any more; None where the listing could not tell
     signed: bool = False  # whether images are asked for by signed addresses, which only the lists hold
 
     def described(self) -> str:
@@ -133,14 +134,22 @@ def write_plan(run: Run, due: Iterable[pa.Table], counts: Counts, started_at: da
         cutter.films,
         cutter.stretches,
         cutter.frames,
+        counts.gone.count if counts.gone else None,
         bool(run.storage.signed),
     )
+    if counts.gone:
+        counts.gone.write(run.storage, gone_file(run, plan))
     if run.storage.write(run.plan_file, (json.dumps(dataclasses.asdict(plan), indent=2) + "\n").encode(), replace=False):
         return plan
     found = read_plan(run)
     if found is None:
         raise StorageError(f"The plan {run.plan_file} was removed meanwhile: start the run again.")
     return found
+
+
+def gone_file(run: Run, plan: Plan) -> str:
+    """What the run's listing changed in what is gone, until the run is committed; there is none where it changed nothing."""
+    return join(run.manifest, plan.attempt, "gone.parquet")
 
 
 def read_parts(run: Run, plan: Plan) -> list[Part]:

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from fer_ray.errors import PublishError
 from fer_ray.io.storage import join
-from fer_ray.label.incremental import run_places
-from fer_ray.label.plan import Part, Plan, open_manifest, read_parts, remove_work, staged_file
+from fer_ray.label.incremental import gone, run_places
+from fer_ray.label.plan import Part, Plan, gone_file, open_manifest, read_parts, read_plan, remove_work, staged_file
 from fer_ray.label.run import Run, read_run
 from fer_ray.label.views import write_views
 from fer_ray.schema import CROPS, FACES, IMAGES, RUNS, SCHEMA_VERSION, STAGING, TRACKS, conform
@@ -92,10 +92,22 @@ def commit(run: Run, row: dict[str, Any]) -> dict[str, Any]:
         row = row | {"finished_at": max(row["finished_at"], newest["finished_at"] + datetime.timedelta(microseconds=1))}
         if not run.config.latest:
             row = row | {"latest_model_version": newest["latest_model_version"]}
+    _keep_gone(run)
     with run.storage.writing(run.commit_file) as file:
         pq.write_table(pa.Table.from_pylist([row], schema=RUNS), file, compression="zstd")
     remove_work(run)
     return row
+
+
+def _keep_gone(run: Run) -> None:
+    """Put what the run's listing changed in what is gone beside the tables; the run's row makes it count."""
+    plan = read_plan(run)
+    try:
+        content = run.storage.read(gone_file(run, plan)) if plan else b""
+    except FileNotFoundError:
+        return
+    if content:
+        run.storage.write(gone.file_of(run.output, run.run_id), content)
 
 
 def newest_run(run: Run) -> dict[str, Any] | None:

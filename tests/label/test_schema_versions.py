@@ -46,10 +46,11 @@ def in_athena(output: Path) -> duckdb.DuckDBPyConnection:
             continue
         name = statement.this.this.name
         kinds = ", ".join(f"NULL::{column.kind.sql('duckdb')} AS {column.name}" for column in statement.this.expressions)
-        files = f"'{output}/{name.removesuffix('_files')}/{'*/' * name.endswith('_files')}*.parquet'"
-        hive = "hive_partitioning = true, hive_types = {'run_date': VARCHAR}, " if name.endswith("_files") else ""
+        is_partitioned, folder = name in ("images_files", "faces_files", "tracks_files"), output / name.removesuffix("_files")
+        files = f"'{folder}/{'*/' * is_partitioned}*.parquet'"
+        hive = "hive_partitioning = true, hive_types = {'run_date': VARCHAR}, " if is_partitioned else ""
         there = f"FROM read_parquet({files}, {hive}union_by_name = true) UNION ALL BY NAME"
-        is_there = (output / name.removesuffix("_files")).exists()  # 0.1 knew no tracks
+        is_there = folder.exists()  # 0.1 knew no tracks
         union = f"({there if is_there else 'SELECT NULL AS run_date,'} {'SELECT' * is_there} {kinds} WHERE false)"
         connection.sql(f"CREATE VIEW {name} AS FROM {union}")
     return connection

@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fer_ray.emotions import EMOTIONS, UNKNOWN
 from fer_ray.io.storage import S3, Storage, join
-from fer_ray.schema import FACES, IMAGES, RUNS, TRACKS, since
+from fer_ray.label.incremental import gone
+from fer_ray.schema import FACES, GONE, IMAGES, RUNS, TRACKS, since
 
 UNKNOWN_ADDRESS = "s3://BUCKET/PREFIX"
 NO_RUN_DATE = "2020-01-01"
@@ -48,6 +50,7 @@ def write_views(storage: Storage, output: str) -> None:
         "athena.sql": athena_views(output, _first_run_date(storage, output)),
         _place(output): "",
     }
+    _write_no_gone(storage, output)
     stale = [entry.image_uri for entry in storage.list_files(join(output, "views")) if "/place-" in entry.image_uri[len(output) :]]
     storage.remove(*(uri for uri in stale if not uri.endswith(_place(output))))
     for name, script in scripts.items():
@@ -58,6 +61,14 @@ def write_views(storage: Storage, output: str) -> None:
         except FileNotFoundError:
             pass
         storage.write(uri, content)
+
+
+def _write_no_gone(storage: Storage, output: str) -> None:
+    """A file of no rows, without which DuckDB finds nothing to read where no image has ever gone."""
+    file = gone.file_of(output, gone.NONE)
+    if storage.stat(file) is None:
+        with storage.writing(file) as path:
+            pq.write_table(GONE.empty_table(), path)
 
 
 def _place(output: str) -> str:
@@ -91,6 +102,7 @@ def duckdb_views(output: str, s3_endpoint: str = "", has_tracks: bool = False) -
         added_to_faces=_added(FACES),
         track_columns=_selected(TRACKS),
         has_tracks=has_tracks,
+        gone_files=gone.FOLDER,
     )
 
 
@@ -115,6 +127,8 @@ def athena_views(output: str, first_date: str = NO_RUN_DATE) -> str:
         image_types=_typed(IMAGES),
         face_types=_typed(FACES),
         track_types=_typed(TRACKS),
+        gone=_quoted_for_hive(join(address, gone.FOLDER, "")),
+        gone_types=_typed(GONE),
         image_columns=_selected(IMAGES),
         face_columns=_selected(FACES),
         track_columns=_selected(TRACKS),
