@@ -10,7 +10,7 @@ import numpy as np
 from fer_ray.data.dataset import Split
 from fer_ray.models import metrics
 from fer_ray.reporting.html import points
-from fer_ray.text import percent
+from fer_ray.text import percent, sanitize
 from fer_ray.typing import BoolArray, Float64Array, Int64Array, UInt8Array
 from fer_ray.vision.degradation import CONDITIONS, degraded
 
@@ -109,7 +109,7 @@ def sentences(content: Mapping[str, Any]) -> list[str]:
         content: What `evaluation.json` says of the model.
     """
     degraded_faces = [f"{row['condition']} {percent(row['figures']['accuracy'], 1)}" for row in content["degraded"]]
-    gaps = [f"by {column}: {gap_sentence(parts['largest_gap'])}" for column, parts in content["groups"].items()]
+    gaps = [f"by {sanitize(column)}: {gap_sentence(parts['largest_gap'])}" for column, parts in content["groups"].items()]
     return [*([f"accuracy where the faces are degraded: {', '.join(degraded_faces)}"] if degraded_faces else []), *gaps]
 
 
@@ -118,10 +118,10 @@ def gap_sentence(gap: Mapping[str, Any] | None) -> str:
     if gap is None:
         return f"No two groups have {MIN_COMPARED} faces, so none are compared."
     low, high = (points(limit) for limit in gap["interval"])
-    between = f"between {gap['highest']} and {gap['lowest']} ({low} to {high})"
+    between = f"between {sanitize(gap['highest'])} and {sanitize(gap['lowest'])} ({low} to {high})"
     p_value = f"below {1 / SHUFFLES}" if gap["p_value"] < 1 / SHUFFLES else f"= {gap['p_value']:.3f}"
     chance = f"Groups shuffled among faces of the same label have one as large with p {p_value}."
-    return f"The largest gap of accuracy is {points(gap['difference'])} points, {between}. {chance}"
+    return f"The largest gap of accuracy is {100 * gap['difference']:.1f} points, {between}. {chance}"
 
 
 def _brief(row: Mapping[str, Any]) -> dict[str, Any]:

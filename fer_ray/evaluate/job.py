@@ -236,7 +236,7 @@ def _judge(
     accuracy, macro_f1 = content["figures"]["accuracy"], content["figures"]["macro_f1"]
     logger.info("%s: accuracy %s, macro F1 %.3f", candidate.name, percent(accuracy, 1), macro_f1)
     for sentence in breakdown.sentences(content):
-        logger.info("  %s", sanitize(sentence))
+        logger.info("  %s", sentence)
     return Evaluation(candidate.name, content, shown, faces, probabilities)
 
 
