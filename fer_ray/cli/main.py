@@ -182,6 +182,12 @@ _JOBS = (
         takes="run_id",
     ),
     Job(
+        "audit",
+        "Ask people about a sample of faces, and say how right the labels of this archive are.",
+        "fer_ray.config.audit:AuditConfig",
+        "fer_ray.audit.job:audit",
+    ),
+    Job(
         "crops",
         "Write the faces that a condition in SQL picks, as files or as a contact sheet.",
         "fer_ray.config.browse:CropsConfig",

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray.config.label import LabelConfig
+from fer_ray.config.options import options_of
 from fer_ray.data import demo_photos
 from fer_ray.errors import DeniedError, OutageError, StorageError, UsageError
 from fer_ray.io.inputs import check_inputs
@@ -147,8 +148,8 @@ def identify(config: LabelConfig) -> Run:
 
 
 def _unusual(config: LabelConfig) -> dict[str, Any]:
-    usual = {field.name: field.default for field in dataclasses.fields(LabelConfig)}
-    chosen = {name: getattr(config, name) for name in _ADDED if getattr(config, name) != usual[name]}
+    usual = options_of(LabelConfig)
+    chosen = {name: getattr(config, name) for name in _ADDED if getattr(config, name) != usual[name].default}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
 
 

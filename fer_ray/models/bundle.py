@@ -26,7 +26,7 @@ from fer_ray.config.recipe import ModelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import BundleError, TooLargeError, UsageError
 from fer_ray.io.storage import Storage, is_remote, join
-from fer_ray.models.calibration import PictureCalibration
+from fer_ray.models.calibration import ArchiveCalibration, PictureCalibration
 from fer_ray.models.metrics import softmax
 from fer_ray.models.onnx_network import Device, OnnxNetwork
 from fer_ray.models.sizes import check_size
@@ -75,6 +75,7 @@ class Bundle(Generic[N]):
     temperature: float
     model_version: str
     by_picture: PictureCalibration | None = None
+    archive: ArchiveCalibration | None = None
 
     @property
     def image_size(self) -> int:
@@ -109,8 +110,10 @@ class Bundle(Generic[N]):
     def calibrate(self, logits: Float32Array, images: UInt8Array, seen: Float32Array | None = None) -> Float64Array:
         """The same from logits that are known already."""
         if self.by_picture is None:
-            return softmax(logits, self.temperature)
-        return self.by_picture.apply(logits, quality.describe(images) if seen is None else seen)
+            probabilities = softmax(logits, self.temperature)
+        else:
+            probabilities = self.by_picture.apply(logits, quality.describe(images) if seen is None else seen)
+        return self.archive.apply(probabilities) if self.archive else probabilities
 
 
 def resolve(model: str) -> str:
@@ -256,7 +259,14 @@ def assemble(members: Sequence[Member[N]], content: dict[str, Any], flip: bool) 
         float(content["calibration"]["temperature"]),
         version_of(content, flip),
         by_picture,
+        _archive(content),
     )
+
+
+def _archive(content: dict[str, Any]) -> ArchiveCalibration | None:
+    """The calibration for one archive, where an audit of it made one."""
+    described = content["calibration"].get("archive")
+    return ArchiveCalibration.from_dict(described, len(content["classes"])) if described else None
 
 
 def _by_picture(content: dict[str, Any]) -> PictureCalibration | None:
@@ -305,6 +315,7 @@ def _check_content(content: dict[str, Any]) -> None:
     if not isinstance(temperature, float) or not 0.01 <= temperature <= 100:
         raise ValueError("the temperature must lie between 0.01 and 100")
     _by_picture(content)
+    _archive(content)
     if not isinstance(content["flip"], bool):
         raise ValueError("flip must be true or false")
     if len(content.get("onnx_sha256", members)) != len(members):

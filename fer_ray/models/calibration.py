@@ -1,7 +1,8 @@
 """Confidence that means what it says, on poor pictures too.
 
 A model has a temperature, fitted on validation. `fer-ray calibrate` adds what depends on the picture: small, noisy or covered faces get
-a temperature of their own and class offsets, so that the model is unsure of them instead of calling them neutral.
+a temperature of their own and class offsets, so that the model is unsure of them instead of calling them neutral. `fer-ray audit` adds
+what people answered about the faces of one archive, whose mixture of emotions is another one than that of any data set.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ MAX_TEMPERATURE = 20.0
 _TOLERANCE = 1e-6  # of the logarithm of the temperature
 _MAX_COEFFICIENT = 100.0  # of a calibration by picture: far more than any that was fitted
 _SHRINKAGE = 1e-3  # weight of the squared coefficients beside the mean NLL, which a few hundred faces already outweigh
+MIN_PROBABILITY = 1e-7  # whose logarithm is taken
+_SLOPE_SPREAD = 0.5  # of an archive's slope around 1, before there are answers
+_OFFSET_SPREAD = 1.0  # of its offsets around 0
+_MIN_SLOPE, _MAX_SLOPE = 0.05, 20.0
+_MAX_STEPS = 100
 
 logger = logging.getLogger(__name__)
 
@@ -158,3 +164,60 @@ def fit_by_picture(logits: FloatArray, seen: FloatArray, labels: IntArray, weigh
 
 def _with_one(seen: FloatArray) -> Float64Array:
     return np.column_stack([np.ones(len(seen)), seen])
+
+
+@dataclass(frozen=True)
+class ArchiveCalibration:
+    """A slope and class offsets for one archive, on top of the model's own calibration: softmax(slope * log p + offsets)."""
+
+    slope: float
+    offsets: Float64Array
+
+    def apply(self, probabilities: FloatArray) -> Float64Array:
+        """The probabilities (n, classes) as they are in this archive."""
+        return softmax(self.slope * np.log(np.maximum(probabilities, MIN_PROBABILITY)) + self.offsets)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `bundle.json` holds it."""
+        return {"slope": self.slope, "offsets": self.offsets.tolist()}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], classes: int) -> ArchiveCalibration:
+        """Read what `to_dict` gave.
+
+        Raises:
+            ValueError: it has another shape, or numbers that no fit gives.
+        """
+        slope, offsets = float(content["slope"]), np.array(content["offsets"], np.float64)
+        if offsets.shape != (classes,) or not (np.abs(offsets) <= _MAX_COEFFICIENT).all() or not _MIN_SLOPE <= slope <= _MAX_SLOPE:
+            raise ValueError("calibration archive must have a slope and a number for each class")
+        return cls(slope, offsets)
+
+
+def fit_to_archive(probabilities: FloatArray, labels: IntArray, weights: FloatArray) -> ArchiveCalibration:
+    """The calibration with which answers about some faces of an archive are likeliest.
+
+    Temperature scaling with a bias for each class (Alexandari et al. 2020, arXiv 1901.06852), with Gaussian priors around no change,
+    since the answers are few. The objective is concave; Newton's method finds its maximum.
+
+    Args:
+        probabilities: the model's, (n, classes).
+        labels: indices of the true classes, (n,).
+        weights: how many faces of the archive each stands for, divided by their mean, (n,).
+    """
+    logs = np.log(np.maximum(probabilities, MIN_PROBABILITY))
+    count, classes = logs.shape
+    precision = np.array([_SLOPE_SPREAD**-2, *[_OFFSET_SPREAD**-2] * classes])
+    prior = np.array([1.0, *[0.0] * classes])
+    parameters = prior
+    design = np.concatenate([logs[:, :, None], np.broadcast_to(np.eye(classes), (count, classes, classes))], axis=2)
+    for _ in range(_MAX_STEPS):
+        given = softmax(design @ parameters)
+        mean = np.einsum("nc,ncp->np", given, design)
+        gradient = weights @ (design[np.arange(count), labels] - mean) - precision * (parameters - prior)
+        curvature = np.einsum("n,nc,ncp,ncq->pq", weights, given, design, design) - np.einsum("n,np,nq->pq", weights, mean, mean)
+        step = np.linalg.solve(curvature + np.diag(precision), gradient)
+        parameters = parameters + step / max(1.0, float(np.abs(step).max()))
+        if np.abs(step).max() < 1e-8:
+            break
+    return ArchiveCalibration(float(np.clip(parameters[0], _MIN_SLOPE, _MAX_SLOPE)), parameters[1:] - parameters[1:].mean())

@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 
 from fer_ray.schema import image_id
 
+ROWS_PER_GROUP = 512  # as many as the parts of a run have
+
 
 def multiply(output: Path, run_id: str, times: int) -> None:
     """Give the run each of its images so many times; its row in `runs` keeps its counts."""
@@ -16,8 +18,14 @@ def multiply(output: Path, run_id: str, times: int) -> None:
         (file,) = output.glob(f"{table}/*/{run_id}-0.parquet")
         rows = pq.read_table(file)
         owners = [uris[one] for one in rows["image_id"].to_pylist()]
+        step = ROWS_PER_GROUP // max(1, len(rows)) + 1
         with pq.ParquetWriter(file, rows.schema, compression="zstd") as writer:
-            for number in range(times):
-                renamed = {"image_uri": [f"{uri}.{number}" for uri in owners], "image_id": [image_id(f"{uri}.{number}") for uri in owners]}
-                columns = [pa.array(renamed[field.name]) if field.name in renamed else rows[field.name] for field in rows.schema]
-                writer.write_table(pa.table(columns, schema=rows.schema))
+            for first in range(0, times, step):
+                writer.write_table(pa.concat_tables(_renamed(rows, owners, number) for number in range(first, min(first + step, times))))
+
+
+def _renamed(rows: pa.Table, owners: list[str], number: int) -> pa.Table:
+    uris = [f"{uri}.{number}" for uri in owners]
+    renamed = {"image_uri": uris, "image_id": list(map(image_id, uris))}
+    columns = [pa.array(renamed[field.name]) if field.name in renamed else rows[field.name] for field in rows.schema]
+    return pa.table(columns, schema=rows.schema)
