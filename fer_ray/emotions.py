@@ -1,5 +1,7 @@
 """The emotions, and how people spell them."""
 
+import re
+
 EMOTIONS = ("angry", "contempt", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 UNKNOWN = "unknown"  # what a face is called whose likeliest emotion is not likely enough
 # For boxes, charts and legends, everywhere the same; warm for high arousal, cool for low.
@@ -28,6 +30,11 @@ _SPELLINGS = {
 _EMOTION_OF = {spelling: emotion for emotion, others in _SPELLINGS.items() for spelling in (emotion, *others)}
 
 
+# What else stands in the names of folders: sad-images, happy_faces, "angry (1)", "Copy of fear".
+_DECORATIONS = {"copy", "emotion", "expression", "face", "faces", "image", "images", "imgs", "of", "photos", "pictures"}
+
+
 def emotion_of(name: str) -> str | None:
-    """The canonical emotion for a spelling such as `Angry`, `happiness` or `01-anger`; None when it names no emotion."""
-    return _EMOTION_OF.get(name.strip().lower().lstrip("0123456789").strip(" ._-"))
+    """The canonical emotion for a spelling such as `Angry`, `happiness`, `01-anger` or `sad_images`; None when it names no emotion."""
+    words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word and word not in _DECORATIONS]
+    return _EMOTION_OF.get(words[0]) if len(words) == 1 else None

@@ -14,7 +14,12 @@ from fer_ray.emotions import emotion_of
         ("natural", "neutral"),
         ("Contempt", "contempt"),
         ("fearful", "fear"),
+        ("sad-images", "sad"),
+        ("happy_faces", "happy"),
+        ("angry (1)", "angry"),
         ("7", None),
+        ("not happy", None),
+        ("happy or sad", None),
         ("hungry", None),
     ],
 )

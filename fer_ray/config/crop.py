@@ -41,3 +41,6 @@ class CropGeometry:
             return cls(**values)
         except TypeError as error:
             raise UsageError(f"The crop does not read ({error}).") from error
+
+
+DEFAULT_CROP = CropGeometry()

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import field
 from typing import Any
 
-from fer_ray.config.dataset import SPLITS, DatasetConfig
+from fer_ray.config.dataset import ALL, SPLITS, DatasetConfig
 from fer_ray.config.options import PathText, check, config, option
 from fer_ray.config.stores import STORE_OPTIONS
 
@@ -23,7 +23,7 @@ class EvaluateConfig:
         metavar="NAME|DIR",
     )
     output: PathText = option(default="", help="folder or s3://bucket/prefix for index.html and the figures (required)", metavar="DIR")
-    split: str = option(default="test", help="the split that the models are judged on", choices=SPLITS)
+    split: str = option(default="test", help="the split that the models are judged on; all: every image", choices=(*SPLITS, ALL))
     flip: bool = option(default=False, help="average the answers for each face and its mirror image")
     degrade: bool = option(default=False, help="judge on the same faces degraded as well: noise, JPEG, few pixels, a mask")
     group_by: tuple[str, ...] = option(

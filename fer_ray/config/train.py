@@ -75,8 +75,9 @@ class TrainConfig:
             "workers": self.workers,
             "teacher_share": self.teacher_shares,
             "dataset": {
-                key: value for key, value in dataclasses.asdict(self.data).items() if key not in ("dataset", "ferplus", *STORE_OPTIONS)
-            }
-            | {"ferplus": bool(self.data.ferplus)},
+                key: bool(value) if key in ("ferplus", "labels") else value
+                for key, value in self.data.to_dict().items()
+                if key not in ("dataset", *STORE_OPTIONS)
+            },
             **dataclasses.asdict(self.recipe),
         }

@@ -83,7 +83,7 @@ class TuneConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values: what must be the same for a search to be gone on with."""
-        values = dataclasses.asdict(self)
+        values = {**dataclasses.asdict(self), "data": self.data.to_dict()}
         for name in STORE_OPTIONS[1:]:  # searches of version 0.1 know the first alone
             del values["data"][name]
         return {name: value for name, value in values.items() if name not in _NOT_OF_THE_SEARCH}

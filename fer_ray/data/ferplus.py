@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from fer_ray.data.fer2013_csv import Row
-from fer_ray.data.layouts import Sample
+from fer_ray.data.sample import Row, Sample
 from fer_ray.emotions import EMOTIONS, emotion_of
 from fer_ray.errors import AccessError, DatasetError, TooLargeError
 from fer_ray.io.storage import Storage
@@ -17,6 +18,8 @@ from fer_ray.typing import Float32Array, Int64Array
 
 NO_LABEL = -1
 _REST = ("unknown", "nf")
+# The columns of label.csv, which Microsoft's generate_training_data.py writes beside the images, without a header.
+_GENERATED = ("image", "box", "neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", *_REST)
 _USAGES = {"train": "training", "validation": "publictest", "test": "privatetest"}
 
 
@@ -42,8 +45,11 @@ def read_votes(storage: Storage, uris: tuple[str, ...]) -> Votes:
     for uri in uris:
         try:
             text = storage.read(uri).decode("utf-8-sig")
-            rows = csv.reader(io.StringIO(text, newline=""))
-            header = [name.strip().lower() for name in next(rows, [])]
+            rows: Iterator[list[str]] = csv.reader(io.StringIO(text, newline=""))
+            first = next(rows, [])
+            header = [name.strip().lower() for name in first]
+            if len(first) == len(_GENERATED) and all(cell.strip().isdecimal() for cell in first[2:]):
+                rows, header = itertools.chain([first], rows), list(_GENERATED)
             for number, cells in enumerate(row for row in rows if row):
                 _add(votes, uri, number, dict(zip(header, (cell.strip() for cell in cells), strict=False)), header)
         except (FileNotFoundError, AccessError, TooLargeError, UnicodeDecodeError, csv.Error) as error:

@@ -15,8 +15,8 @@ from fer_ray.config.inspect import InspectConfig
 from fer_ray.config.recipe import RGB
 from fer_ray.data.dataset import RawDataset, read_raw
 from fer_ray.data.duplicates import leaked
-from fer_ray.data.images import read_images
-from fer_ray.data.layouts import find_layout
+from fer_ray.data.images import FaceCrops, read_images
+from fer_ray.data.layouts.find import find_layout
 from fer_ray.data.splits import LabeledSamples, split_and_label
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.text import plural, sanitize
@@ -41,21 +41,22 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     """
     storage, output = Storage.of(config.data), absolute(config.output, "output")
     storage.check_writable(output)
-    raw = read_raw(config.data, SIDE, RGB, keep_images=False)
+    raw = read_raw(config.data, FaceCrops(SIDE, RGB, config.data.find_faces), keep_images=False)
     counts = {split: _counts(labeled, raw.faces[split].problems, raw.classes) for split, labeled in raw.labeled.items()}
     _log_table(f"Images of {config.data.dataset} by split, duplicates included:", counts)
     if config.data.ferplus and config.data.ferplus_labels == "soft":
         _log_table("Of these, with one emotion that has more than half of the votes:", _majority(config, storage))
     findings = list(raw.findings)
-    left_out = len(leaked(raw.duplicates))
-    if left_out:
-        findings.append(
-            f"In train and in validation or test too: {plural(left_out, 'image')}; training leaves them out, unless --keep-duplicates."
-        )
+    equal = set(leaked(raw.duplicates))
+    near = set(leaked(raw.near_copies)) - equal
+    for where, positions in (("In train", equal), ("Mirrored, re-encoded or slightly changed in train", near)):
+        if positions:
+            images = plural(len(positions), "image")
+            findings.append(f"{where} and in validation or test too: {images}; training leaves them out, unless --keep-duplicates.")
     for finding in findings or ["Nothing looks wrong."]:
         logger.info("%s", finding)
     storage.write(join(output, DUPLICATES), _duplicates_csv(raw))
-    storage.write(join(output, SHEET), _sheet(storage, raw, config.samples))
+    storage.write(join(output, SHEET), _sheet(storage, raw, FaceCrops(SIDE, RGB, config.data.find_faces), config.samples))
     logger.info(
         "Look at the sample faces in %s and at the duplicates in %s.", *(sanitize(join(output, name)) for name in (SHEET, DUPLICATES))
     )
@@ -67,7 +68,8 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         "images": sum(sum(per_class.values()) for per_class in counts.values()),
         "unreadable": sum(len(faces.problems) for faces in raw.faces.values()),
         "duplicated_pictures": len(raw.duplicates),
-        "train_images_in_validation_or_test": left_out,
+        "near_copies": len(raw.near_copies),
+        "train_images_in_validation_or_test": len(equal | near),
         "findings": findings,
     }
 
@@ -96,23 +98,24 @@ def _counts(labeled: LabeledSamples, problems: dict[int, str], classes: tuple[st
 
 def _majority(config: InspectConfig, storage: Storage) -> Counts:
     data = dataclasses.replace(config.data, ferplus_labels="majority")
-    classes, parts, _ = split_and_label(find_layout(data.dataset, storage).samples, data, storage)
+    classes, parts, _ = split_and_label(find_layout(data, storage), data, storage)
     return {split: _counts(labeled, {}, classes) for split, labeled in parts.items()}
 
 
 def _duplicates_csv(raw: RawDataset) -> bytes:
-    """One row for each place of an image that has several; images with one number in `picture` are the same."""
+    """One row for each place of an image that has several; images with one number in `picture` are the same, or nearly."""
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["picture", "split", "emotion", "image"])
-    for number, copies in enumerate(raw.duplicates):
+    rows.writerow(["picture", "split", "emotion", "image", "copies"])
+    for number, copies in enumerate((*raw.duplicates, *raw.near_copies)):
+        kind = "equal" if number < len(raw.duplicates) else "near"
         for copy in copies:
             name = raw.labeled[copy.split].samples[copy.position].name
-            rows.writerow([number, copy.split, raw.classes[copy.label], name])
+            rows.writerow([number, copy.split, raw.classes[copy.label], name, kind])
     return text.getvalue().encode()
 
 
-def _sheet(storage: Storage, raw: RawDataset, samples: int) -> bytes:
+def _sheet(storage: Storage, raw: RawDataset, crops: FaceCrops, samples: int) -> bytes:
     """A PNG: a block for each split, a row for each class, and `samples` faces spread over its images, with their names."""
     row_height, block = SIDE + CAPTION + GAP, HEADING + (SIDE + CAPTION + GAP) * len(raw.classes)
     size = (MARGIN + samples * (SIDE + GAP) + GAP, block * len(raw.labeled) + GAP)
@@ -124,7 +127,7 @@ def _sheet(storage: Storage, raw: RawDataset, samples: int) -> bytes:
             top = number * block + HEADING + label * row_height
             pen.text((GAP, top + SIDE // 2 - 8), name, "black", large)
             chosen = _spread(labeled, raw.faces[split].problems, label, samples)
-            faces = read_images(storage, [labeled.samples[position] for position in chosen], SIDE, RGB)
+            faces = read_images(storage, [labeled.samples[position] for position in chosen], crops)
             for place, position in enumerate(chosen):
                 left = MARGIN + place * (SIDE + GAP)
                 if faces.images is not None:

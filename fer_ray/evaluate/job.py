@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fer_ray.config.crop import DEFAULT_CROP, CropGeometry
 from fer_ray.config.dataset import VALIDATION
 from fer_ray.config.evaluate import EvaluateConfig
 from fer_ray.config.import_model import IMPORTED
@@ -42,6 +43,7 @@ PAGE_FILE = "index.html"
 FIGURES_FILE = "evaluation.json"
 SUMMARY_KEYS = ("accuracy", "macro_f1", "weighted_f1", "ece", "nll")
 PROGRESS_STEP = 2048  # faces
+Crops = tuple[int, str, CropGeometry]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class Candidate:
         place: where its bundle lies.
         folder: the bundle's folder on this machine.
         classes: the emotions that it knows.
-        crops: side in pixels and colour of the crops that it takes.
+        crops: side in pixels and colour of the crops that it takes, and how faces are cut out where they are found first.
     """
 
     given: str
@@ -64,7 +66,7 @@ class Candidate:
     place: str
     folder: str
     classes: tuple[str, ...]
-    crops: tuple[int, str]
+    crops: Crops
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,9 @@ def _find_models(storage: Storage, config: EvaluateConfig, copies: ExitStack) ->
         content = bundle.read_metadata(folder)
         model = bundle.member_config(content["members"][0])
         name = _unique_name(place, [one.name for one in candidates])
-        candidates.append(Candidate(given, name, place, folder, tuple(content["classes"]), (model.image_size, model.color)))
+        geometry = CropGeometry.from_dict(content["preprocessing"]["crop"]) if config.data.find_faces else DEFAULT_CROP
+        crops = (model.image_size, model.color, geometry)
+        candidates.append(Candidate(given, name, place, folder, tuple(content["classes"]), crops))
     return candidates
 
 
@@ -172,17 +176,18 @@ def _unique_name(place: str, taken: Sequence[str]) -> str:
     return next(name for name in itertools.chain([base], (f"{base}-{n}" for n in itertools.count(2))) if name not in taken)
 
 
-def _load(config: EvaluateConfig, candidates: Sequence[Candidate]) -> dict[tuple[int, str], Dataset]:
+def _load(config: EvaluateConfig, candidates: Sequence[Candidate]) -> dict[Crops, Dataset]:
     """The data set once for every kind of crops that the models take.
 
     Raises:
         DatasetError: it cannot be read, or has classes that a model lacks.
     """
-    loaded: dict[tuple[int, str], Dataset] = {}
+    loaded: dict[Crops, Dataset] = {}
     for one in candidates:
         if one.crops not in loaded:
             try:
-                loaded[one.crops] = load_dataset(config.data, *one.crops, splits=(config.split,))
+                size, color, geometry = one.crops
+                loaded[one.crops] = load_dataset(config.data, size, color, (config.split,), geometry)
             except MissingSplitError as error:
                 split = VALIDATION if VALIDATION in error.splits else error.splits[0]
                 raise DatasetError(f"The data set {config.data.dataset} has no {config.split} split: give --split {split}.") from error

@@ -15,7 +15,7 @@ from typing import Any
 
 from fer_ray.config.recipe import PRETRAINED, AugmentationConfig, ModelConfig
 from fer_ray.config.train import TrainConfig
-from fer_ray.data.layouts import with_absolute_paths
+from fer_ray.data.layouts.find import with_absolute_paths
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import S3, Storage, absolute
 from fer_ray.models import bundle, keras_bundle

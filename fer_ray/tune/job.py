@@ -22,7 +22,7 @@ import ray.tune
 from fer_ray.cluster import connect, may_grow
 from fer_ray.config.recipe import OptimizationConfig
 from fer_ray.config.tune import TuneConfig
-from fer_ray.data.layouts import with_absolute_paths
+from fer_ray.data.layouts.find import with_absolute_paths
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.models.architectures import NO_WEIGHTS, build
 from fer_ray.models.flops import Cost, measure_cost

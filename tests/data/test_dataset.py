@@ -17,15 +17,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import requests
+from labeled import counts, drawn, fill, load, write_image
 from pictures import SHARED_DATA
 from stores import S3Server
 
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.inspect import InspectConfig
 from fer_ray.config.recipe import RGB
-from fer_ray.data.dataset import Dataset, load_dataset
 from fer_ray.data.inspect import inspect
-from fer_ray.data.layouts import Sample
+from fer_ray.data.sample import Layout, Sample
 from fer_ray.data.splits import split_and_label
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import DatasetError, MissingSplitError
@@ -34,32 +34,6 @@ from fer_ray.schema import IMAGE_SUFFIXES
 from fer_ray.typing import UInt8Array
 
 HEADER = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
-
-
-def drawn(name: str, shape: tuple[int, ...] = (24, 24)) -> UInt8Array:
-    """A picture of its own for every name."""
-    return np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, shape).astype(np.uint8)
-
-
-def write_image(path: Path, pixels: UInt8Array | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = cv2.imencode(path.suffix, drawn(str(path)) if pixels is None else pixels)[1]
-    path.write_bytes(encoded.tobytes())
-
-
-def fill(root: Path, *folders: str, count: int = 5) -> None:
-    for folder in folders:
-        for number in range(count):
-            write_image(root / folder / f"{number}.png")
-
-
-def load(root: Path | str, *splits: str, size: int = 24, color: str = "gray", **settings: object) -> Dataset:
-    config = DatasetConfig(str(root), **settings)  # type: ignore[arg-type]
-    return load_dataset(config, size, color, splits or ("train", "validation"))
-
-
-def counts(data: Dataset) -> dict[str, int]:
-    return {name: len(split) for name, split in data.splits.items()}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +139,7 @@ def test_broken_images_are_left_out_and_named_and_a_mostly_broken_class_is_refus
     assert "train/sad/bomb.png (The image has 10000 x 10000 pixels, the limit is 64 megapixels)" in data.findings[1]
     for number in range(7):
         (tmp_path / "val/sad" / f"{number}.png").write_bytes(b"x")
-    with pytest.raises(DatasetError, match=r"Of 9 validation images of sad 7 cannot be read, such as val/sad/0\.png"):
+    with pytest.raises(DatasetError, match=r"Of 9 validation images of sad 7 cannot be used, such as val/sad/0\.png"):
         load(tmp_path)
 
 
@@ -321,11 +295,11 @@ def test_real_ferplus_keeps_as_many_images_as_the_published_protocol() -> None:
     files = tuple(str(SHARED_DATA / f"ferplus_{split}.csv") for split in ("train", "validation"))
     paths = [row["image"] for file in files for row in csv.DictReader(io.StringIO(Path(file).read_text()))]
     samples = tuple(Sample(path, path, *path.split("/")[:2]) for path in sorted(paths))
-    classes, labeled, _ = split_and_label(samples, DatasetConfig("fer2013", files), Storage())
+    classes, labeled, _ = split_and_label(Layout(samples), DatasetConfig("fer2013", files), Storage())
     assert classes == EMOTIONS
     assert {split: len(part.labels) for split, part in labeled.items()} == {"train": 28_413, "validation": 3_199}
     assert np.allclose(labeled["train"].targets.sum(axis=1), 1)
-    strict = split_and_label(samples, DatasetConfig("fer2013", files, "majority"), Storage())[1]
+    strict = split_and_label(Layout(samples), DatasetConfig("fer2013", files, "majority"), Storage())[1]
     assert len(strict["train"].labels) == 25_057
 
 

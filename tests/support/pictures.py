@@ -8,6 +8,7 @@ import numpy as np
 from fer_ray.typing import UInt8Array
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+SHARED_CASES = SHARED_DATA.parent / "cases"
 
 
 def read_bgr(path: Path) -> UInt8Array:
