@@ -85,3 +85,23 @@ WHERE emotion = 'surprise'
 GROUP BY video_uri, run_id, track_id, stretch
 ORDER BY seconds DESC, video_uri, begins_at
 LIMIT 20;
+
+-- ## Happy faces by month and folder
+-- By the month in which the pictures were taken, of those that are there: percent of the faces that are called happy, and the
+-- mean of their probabilities, which is less wrong for a share than counting labels.
+SELECT CAST(date_trunc('month', images.taken_at) AS date) AS month, images.folder, count(*) AS faces,
+    round(100e0 * count(*) FILTER (WHERE faces.emotion = 'happy') / count(*), 1) AS percent_happy,
+    round(100e0 * avg(CAST(faces.prob_happy AS double)), 1) AS percent_expected
+FROM images_present AS images JOIN faces_present AS faces ON faces.image_id = images.image_id
+WHERE images.taken_at IS NOT NULL
+GROUP BY CAST(date_trunc('month', images.taken_at) AS date), images.folder
+ORDER BY month, images.folder;
+
+-- ## One picture at two addresses
+-- What lies at another address with the same path below its input and the same bytes, as after a mount has moved: joins what
+-- you know by an old address with the labels at the new one.
+SELECT older.relative_path, older.image_uri AS older_uri, newer.image_uri AS newer_uri
+FROM images_latest AS older JOIN images_latest AS newer
+    ON older.relative_path = newer.relative_path AND older.content_sha256 = newer.content_sha256
+WHERE older.image_uri <> newer.image_uri AND older.labeled_at < newer.labeled_at
+ORDER BY older.relative_path, older.image_uri, newer.image_uri;

@@ -148,10 +148,10 @@ def _say_model_changes(run: Run) -> None:
     if newest and newest["latest_model_version"] != run.model_version:
         shown, own = newest["latest_model_version"], f"{run.model_name} ({run.model_version})"
         if run.config.latest:
-            change = "show this run's model from now on, and only what it has labeled: --no-latest leaves them as they are"
+            change = "will show this model, and only what it has labeled: --no-latest leaves them as they are"
         else:
-            change = "stay with that; images_by_model and faces_by_model have both"
-        LOGGER.warning("the model changes to %s; images_latest and faces_latest show %s and %s", own, shown, change)
+            change = "stay as they are: images_by_model and faces_by_model have both models"
+        LOGGER.warning("the model changes to %s from %s; images_latest and faces_latest %s", own, shown, change)
 
 
 def _plan(run: Run, work: Work) -> Plan:

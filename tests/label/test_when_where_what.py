@@ -11,6 +11,7 @@ import duckdb
 import pytest
 from PIL import Image
 from rayless import label_without_ray
+from tables_page import example_queries
 
 from fer_ray.config.label import LabelConfig, LabelingOptions
 from fer_ray.io.inputs import relative_path
@@ -59,6 +60,12 @@ def test_a_moved_mount_joins_by_relative_path_and_a_place_is_kept_only_where_ask
         assert rows(output, f"SELECT {what} FROM images WHERE run_id = '{run_id}' ORDER BY relative_path") == expected
     joined = "FROM images AS before JOIN images AS after USING (relative_path, content_sha256) WHERE before.run_id < after.run_id"
     assert rows(output, f"SELECT count(*) {joined.replace('<', '>')}") == [(3,)]
+    queries = {title: query for title, _, query in example_queries()}
+    ((month, folder, faces, percent, expected_percent),) = rows(output, queries["Happy faces by month and folder"])
+    assert (str(month), folder, faces, percent) == ("2019-07-01", "2019", 2, 100)
+    assert 50 < expected_percent <= 100
+    moves = rows(output, queries["One picture at two addresses"])
+    assert [(path, new == old.replace("first", "second")) for path, old, new in moves] == [(row[0], True) for row in expected]
     places = rows(output, "SELECT run_id, latitude, longitude FROM images WHERE format = 'JPEG' ORDER BY run_id")
     assert places == [("after", 48.5, 2.0), ("before", None, None)]
     assert rows(output, "SELECT count(*) FROM faces WHERE abs(yaw) < 20 AND abs(pitch) < 20 AND abs(roll) < 20") == [(4,)]
