@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -43,7 +43,8 @@ def opened(storage: Storage, tables: str) -> Iterator[duckdb.DuckDBPyConnection]
             connection.unregister("batches")
             for statement in duckdb.extract_statements(duckdb_views(tables)):
                 if not any(word in statement.query for word in ("read_parquet", "fer_ray_output")):  # those over the files are tables here
-                    connection.execute(statement)
+                    with suppress(duckdb.CatalogException):  # of what is gone and of films, whose files are left alone here
+                        connection.execute(statement)
             connection.execute(_LOCK)
         except (duckdb.Error, pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())[:200]
