@@ -86,6 +86,7 @@ class Film:
         self._frames: Iterator[tuple[int, Any]] | None = None
         self._waiting: tuple[int, Any] | None = None  # the frame that ended the stretch before
         self._end_ms = 0  # of that stretch
+        self._rate = ALL_FRAMES
         self.damages = 0
         self.last_ms = -1
         self._container, self._stream = self._open()
@@ -116,7 +117,7 @@ class Film:
         """
         import av
 
-        last_slot, began = -1, time.monotonic()
+        last_slot, began, self._rate = -1, time.monotonic(), rate
         length = self.facts.seconds
         until = (end_ms if end_ms is not None else int((length or 0) * 1000)) - start_ms
         limit = SECONDS_AT_LEAST + SLOWEST * max(0, until) / 1000
@@ -125,7 +126,7 @@ class Film:
                 if end_ms is not None and time_ms >= end_ms:
                     self._waiting, self._end_ms = (time_ms, frame), end_ms
                     break
-                slot = time_ms * rate.numerator // (1000 * rate.denominator)
+                slot = _slot(time_ms, rate)
                 if slot > last_slot:
                     last_slot = slot
                     yield self._picture(time_ms, frame)
@@ -242,7 +243,18 @@ class Film:
         """Frames with times that grow; what cannot be decoded is counted and left out."""
         import av
 
+        firsts: dict[int, int] = {}  # by slot, the earliest frame that has come
         for packet in self._container.demux(self._stream):
+            is_first = True
+            if packet.pts is not None:
+                time_ms = self._time_ms(packet.pts)
+                slot = _slot(time_ms, self._rate)
+                is_first = time_ms <= firsts.get(slot, time_ms)
+                firsts = {near: first for near, first in firsts.items() if abs(near - slot) <= 1} | {
+                    slot: min(time_ms, firsts.get(slot, time_ms))
+                }
+            # One that is not asked for is decoded only if others need it: a quarter of the work is saved.
+            self._stream.codec_context.skip_frame = "DEFAULT" if is_first else "NONREF"
             signal.setitimer(signal.ITIMER_REAL, SECONDS_PER_FRAME)
             try:
                 frames = packet.decode()
@@ -281,6 +293,10 @@ class Film:
             pixels = np.asarray(cv2.rotate(pixels, turn), np.uint8)
             width, height = (height, width) if frame.rotation % 180 else (width, height)
         return Frame(time_ms, DecodedImage(pixels, width, height), scene_of(pixels))
+
+
+def _slot(time_ms: int, rate: Fraction) -> int:
+    return time_ms * rate.numerator // (1000 * rate.denominator)
 
 
 _PICTURES = 0x0400 | 0x0800 | 0x100000  # FFmpeg's dispositions of covers, thumbnails and stills
