@@ -78,7 +78,7 @@ REFUSED = {
     "latin.txt": (b"s3://bucket/a.jpg\ns3://bucket/\xe4.jpg\n", "number 2 .it is no UTF-8"),
     "half.jsonl": (b'"/a.jpg"\n{"path": "/b.jpg", "etag": "\\ud800"}\n', "number 2 .it is no UTF-8"),
     "films.xlsx": (b"PK", "is no image by its name"),
-    "film.mov": (b"", "is no image by its name"),
+    "film.mov": (b"", "is a film, and video_fps is 0"),
 }
 
 
@@ -182,7 +182,7 @@ def test_one_rule_says_what_is_no_image_in_folders_tars_zips_and_lists(where: st
         ((), ("sub",), []),
         (("*", ".*"), (), everything),
     ):
-        selection = Selection(include, exclude)
+        selection = Selection(include, exclude, films=taken is everything)
         found = [entry.image_uri.rpartition("/")[2] for entry in listed(path, selection)]
         assert sorted(found) == sorted(taken), (include, exclude)
         assert selection.ignored == len(everything) - len(taken)
