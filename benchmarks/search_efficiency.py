@@ -64,7 +64,7 @@ def record(dataset: str, space: Space) -> None:
             continue
         keras.backend.clear_session()
         started, epochs = time.monotonic(), []
-        recipe = trial_config(config, space, settings, Path()).recipe
+        recipe = trial_config(config, space, settings, "unused").recipe
         for epoch in train_epochs(data, recipe):
             figures = {name: value for name, value in epoch.row().items() if name != "improved"}
             epochs.append(TrialEpoch(**figures, finished_at=datetime.datetime.now(datetime.UTC)))

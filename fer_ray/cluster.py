@@ -8,8 +8,10 @@ import os
 import secrets
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ _PORT = "RAY_GCS_SERVER_PORT"
 _TRIES = 3
 SECONDS_BETWEEN_LOOKS = 5.0  # each leaves a line in the log of the raylet
 SECONDS_WITHOUT = {"raylet": 5.0, "head": 40.0}  # Ray ends this process after about 18 and 60
+NOTE_SECONDS = 60.0  # between two lines that say what is waited for
 _TOO_SLOW = "timed out during startup"  # in Ray's words
 
 
@@ -172,11 +175,54 @@ def wait_for_cpus() -> None:
     """Make an empty cluster start its first machine, and wait for it."""
     if may_grow() and not cluster_cpus():
         LOGGER.info("the cluster has no CPUs yet: waiting for its first machine (--workers N asks for several)")
-        ray.get(ray.remote(num_cpus=1)(_nothing).remote())
+        first = ray.remote(num_cpus=1)(_nothing).remote()
+        while not ray.wait([first], timeout=NOTE_SECONDS)[0]:
+            LOGGER.info("waiting for 1 CPU: %s", describe_resources())
+        ray.get(first)
 
 
 def _nothing() -> None:
     pass
+
+
+@contextmanager
+def waiting_told(resources: dict[str, float]) -> Iterator[None]:
+    """Say each minute that a training waits for machines while the block runs; `resources` are those of each of its workers."""
+    ended = threading.Event()
+    each = {name: amount for name, amount in resources.items() if amount}
+
+    def look() -> None:
+        while not ended.wait(NOTE_SECONDS):
+            with contextlib.suppress(Exception):  # a cluster that does not answer is told by whoever works on it
+                if ray.is_initialized() and (waiting := _waiting_groups(each)):
+                    needed = _described({name: amount * waiting[0] for name, amount in each.items()})
+                    more = f", {len(waiting)} times" if len(waiting) > 1 else ""
+                    LOGGER.info("waiting for %s%s: %s", needed, more, describe_resources())
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _waiting_groups(each: dict[str, float]) -> list[int]:
+    """How many workers each training has that waits, of those whose workers take these resources."""
+    groups = [group for group in ray.util.placement_group_table().values() if group["state"] in ("PENDING", "RESCHEDULING")]
+    return [len(group["bundles"]) for group in groups if all(bundle == each for bundle in group["bundles"].values())]
+
+
+def describe_resources() -> str:
+    """The CPUs and GPUs of the cluster, for people."""
+    there, free = ray.cluster_resources(), ray.available_resources()
+    has = {name: there.get(name, 0) for name in ("CPU", "GPU") if name == "CPU" or there.get(name)}
+    return f"the cluster has {_described(has)}, of which {_described({name: free.get(name, 0) for name in has})} are free"
+
+
+def _described(resources: dict[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}{'' if amount == 1 else 's'}" for name, amount in resources.items())
 
 
 def is_short_of_memory(error: BaseException | None) -> bool:

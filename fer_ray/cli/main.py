@@ -161,6 +161,12 @@ _JOBS = (
         "fer_ray.live.job:live",
     ),
     Job(
+        "models",
+        "List model bundles with their figures, and name the one that a nightly line labels with.",
+        "fer_ray.config.models:ModelsConfig",
+        "fer_ray.catalog.job:models",
+    ),
+    Job(
         "inspect",
         "Look at a data set: counts, findings, duplicates, a sheet of sample faces.",
         "fer_ray.config.inspect:InspectConfig",

@@ -17,7 +17,9 @@ class EnsembleConfig:
     model: tuple[PathText, ...] = option(
         default=(), help="the bundles to average: fer2013, ferplus, folders, or s3://bucket/prefix (required)", metavar="NAME|DIR"
     )
-    output: PathText = option(default="", help="folder to write the bundle to; must not exist yet (required)", metavar="DIR")
+    output: PathText = option(
+        default="", help="folder, s3://, gs:// or az:// address for the bundle; must be new (required)", metavar="DIR"
+    )
     average: str = option(
         default="answers",
         help="the answers of all networks; or the weights, for one network of several fine-tuned from one another",

@@ -22,7 +22,7 @@ class EvaluateConfig:
         help="fer2013 or ferplus, which come with the package, or bundles in folders or s3://bucket/prefix (required)",
         metavar="NAME|DIR",
     )
-    output: PathText = option(default="", help="folder or s3://bucket/prefix for index.html and the figures (required)", metavar="DIR")
+    output: PathText = option(default="", help="folder, s3://, gs:// or az:// address for page and figures (required)", metavar="DIR")
     split: str = option(default="test", help="the split that the models are judged on; all: every image", choices=(*SPLITS, ALL))
     flip: bool = option(default=False, help="average the answers for each face and its mirror image")
     degrade: bool = option(default=False, help="judge on the same faces degraded as well: noise, JPEG, few pixels, a mask")

@@ -30,7 +30,7 @@ class ExportConfig(StoresConfig):
     flip: bool = option(default=False, help="average the answers for each face and its mirror image, at twice the cost of the model")
     output: PathText = option(
         default="",
-        help="file (onnx, tflite) or folder (savedmodel, web) to write, local or s3://bucket/name; must be new (required)",
+        help="file (onnx, tflite) or folder (savedmodel, web), here or s3://, gs://, az://bucket/name; must be new (required)",
         metavar="PATH",
     )
     dataset: PathText = option(

@@ -67,7 +67,7 @@ class LabelConfig(StoresConfig):
     )
     output: PathText = option(
         default="",
-        help="folder or s3://bucket/prefix for the tables (default: demo/ when there is no --input, otherwise required)",
+        help="folder, s3://, gs:// or az://bucket/prefix for the tables (default: demo/ when there is no --input, otherwise required)",
         metavar="DIR",
         group="Input and output",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 import reprlib
 import types
 import typing
@@ -29,6 +30,9 @@ _KINDS = {"int": "a whole number", "float": "a number", "finite": "a number", "b
 _ADAPTER: Any = pydantic.TypeAdapter
 _MAX_NUMBER = 2**32 - 1  # the largest seed, and more than anything else needs
 _PYDANTIC = pydantic.ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
+_MAX_TIME = 1e6  # hours, and so of any unit
+TRACKERS = ("mlflow", "wandb")
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
@@ -180,6 +184,24 @@ def options_of(config_class: Any) -> dict[str, OptionSpec]:
             functools.partial(_ADAPTER, kind, config=_PYDANTIC),
         )
     return found
+
+
+def seconds_of(name: str, text: str) -> float:
+    """A time such as 90m in seconds.
+
+    Raises:
+        UsageError: it is none; `name` is what the sentence calls it.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None or not 0 < float(match[1]) < _MAX_TIME:
+        raise UsageError(f"The {name} {reprlib.repr(text)} must be a number with s, m or h, such as 90m.")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def check_tracker(target: str) -> None:
+    """Refuse what names no tracker; the place is not shown, since people put passwords into it."""
+    system, _, place = target.partition(":")
+    check(not target or (system in TRACKERS and bool(place)), "The setting track takes mlflow:URI or wandb:PROJECT.")
 
 
 def check(condition: bool, sentence: str) -> None:

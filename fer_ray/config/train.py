@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import Any
 
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.options import PathText, check, check_part, config, option
+from fer_ray.config.options import PathText, check, check_part, check_tracker, config, option, seconds_of
 from fer_ray.config.recipe import Recipe
 from fer_ray.config.stores import STORE_OPTIONS
 
@@ -16,7 +16,9 @@ from fer_ray.config.stores import STORE_OPTIONS
 class TrainConfig:
     """What `jobs/train.py` can be told."""
 
-    output: PathText = option(default="", help="folder to write the model bundle to; must not exist yet (required)", metavar="DIR")
+    output: PathText = option(
+        default="", help="folder, s3://, gs:// or az://bucket/prefix to write the model bundle to; must be new (required)", metavar="DIR"
+    )
     weights: PathText = option(
         default="imagenet",
         help="initial weights of Keras Applications: imagenet (a download), none, or a Keras weights file",
@@ -32,6 +34,11 @@ class TrainConfig:
         default=(), help="share of each teacher's answers in the targets (default: half, in equal parts)", metavar="SHARE"
     )
     resume: bool = option(default=False, help="go on from the last checkpoint of a training into the same output that was ended")
+    track: str = option(
+        default="",
+        help="send the figures of every epoch to mlflow:URI (a server, sqlite:///FILE or a folder) or wandb:PROJECT",
+        metavar="SYSTEM:PLACE",
+    )
     workers: int = option(
         default=1,
         help="Ray Train workers with synchronised gradients; each takes a share of every batch",
@@ -49,12 +56,20 @@ class TrainConfig:
     max_failures: int = option(
         default=2, help="how often a dead worker is replaced before the training fails", metavar="N", ge=0, group="Resources"
     )
+    wait_for_machines: str = option(
+        default="1h",
+        help="end with an error after waiting so long for CPUs or GPUs that never come, such as 30m",
+        metavar="TIME",
+        group="Resources",
+    )
     data: DatasetConfig = field(default_factory=DatasetConfig)
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         check(bool(self.output), "Where to? Give --output FOLDER for the model bundle.")
         check_part(self, "cpus_per_worker")
+        check_tracker(self.track)
+        seconds_of("setting wait_for_machines", self.wait_for_machines)
         shares = self.teacher_share
         check(not shares or len(shares) == len(self.teacher), "The setting teacher_share needs one share for each teacher.")
         check(

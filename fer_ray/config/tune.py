@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import reprlib
 from dataclasses import field
 from typing import Any
 
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.options import PathText, check, check_part, config, option
+from fer_ray.config.options import PathText, check, check_part, check_tracker, config, option, seconds_of
 from fer_ray.config.stores import STORE_OPTIONS
-from fer_ray.errors import UsageError
 
 SEARCHERS = ("tpe", "random", "grid")
 SCHEDULERS = ("asha", "hyperband", "pbt", "none")
 OBJECTIVES = ("accuracy", "macro_f1", "nll")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smh])")
-_MAX_TIME = 1e6  # hours, and so of any unit
-_NOT_OF_THE_SEARCH = ("output", "resume", "max_concurrent", "time_budget", "train_best", "ensemble")
+_NOT_OF_THE_SEARCH = ("output", "resume", "max_concurrent", "time_budget", "train_best", "ensemble", "wait_for_machines", "track")
 
 
 @config("The search")
 class TuneConfig:
     """What `jobs/tune.py` can be told."""
 
-    output: PathText = option(default="", help="folder for the trials, the report, best.yaml and the best bundle (required)", metavar="DIR")
+    output: PathText = option(
+        default="",
+        help="folder, s3://, gs:// or az:// address for trials, report and best bundle (required)",
+        metavar="DIR",
+    )
     space: PathText = option(default="compact", help="search space: compact, classic, or a YAML file", metavar="NAME|FILE")
-    trials: int = option(default=24, help="how many configurations are tried", metavar="N", gt=0)
+    trials: int = option(default=24, help="how many configurations are tried; with --resume also more than before", metavar="N", gt=0)
+    warm_start: PathText = option(
+        default="", help="an earlier search, in a folder or store, whose trials TPE learns from before its first", metavar="DIR"
+    )
     epochs: int = option(default=8, help="epochs of a trial at most", metavar="N", gt=0)
     time_budget: str = option(default="", help="stop the search after this time, such as 90m or 2h", metavar="TIME")
     searcher: str = option(
@@ -43,6 +45,11 @@ class TuneConfig:
     seeds: int = option(default=1, help="trainings of each configuration, which stands with their mean", metavar="N", gt=0)
     grid_points: int = option(default=3, help="values of each range in a grid", metavar="N", gt=0)
     pbt_interval: int = option(default=2, help="epochs until the trials of pbt are compared", metavar="N", gt=0)
+    track: str = option(
+        default="",
+        help="send the figures of every epoch to mlflow:URI (a server, sqlite:///FILE or a folder) or wandb:PROJECT",
+        metavar="SYSTEM:PLACE",
+    )
     max_concurrent: int | None = option(
         default=None,
         help="trials at a time; a cluster may grow for them (default: as many as it has room for)",
@@ -58,6 +65,12 @@ class TuneConfig:
     gpus_per_worker: float = option(
         default=1.0, help="GPUs of each worker with --use-gpu; a fraction shares one", metavar="N", group="Resources"
     )
+    wait_for_machines: str = option(
+        default="1h",
+        help="end with an error after waiting so long for CPUs or GPUs that never come, such as 30m",
+        metavar="TIME",
+        group="Resources",
+    )
     search_seed: int = option(default=0, help="seed of the searcher", metavar="N", ge=0)
     resume: bool = option(default=False, help="go on with a search into the same output that was ended")
     train_best: int = option(default=0, help="train the best configuration for so many epochs in the end", metavar="EPOCHS", ge=0)
@@ -69,21 +82,22 @@ class TuneConfig:
         check_part(self, "cpus_per_worker", "gpus_per_worker")
         single = self.searcher == "tpe" and self.seeds == 1 and self.scheduler != "pbt"
         check(single or not self.low_cost, "The setting low_cost needs the searcher tpe, one seed, and another scheduler than pbt.")
+        guided = self.searcher == "tpe" and self.scheduler != "pbt" and not self.low_cost
+        check(guided or not self.warm_start, "The setting warm_start needs the searcher tpe, without pbt and low_cost.")
         check(self.scheduler != "pbt" or self.seeds == 1, "The scheduler pbt compares single trainings: leave --seeds out.")
         self.seconds()
+        check_tracker(self.track)
+        seconds_of("setting wait_for_machines", self.wait_for_machines)
 
     def seconds(self) -> float | None:
         """The time budget in seconds."""
-        if not self.time_budget:
-            return None
-        match = _DURATION.fullmatch(self.time_budget)
-        if match is None or not 0 < float(match[1]) < _MAX_TIME:
-            raise UsageError(f"The time budget {reprlib.repr(self.time_budget)} must be a number with s, m or h, such as 90m.")
-        return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+        return seconds_of("time budget", self.time_budget) if self.time_budget else None
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values: what must be the same for a search to be gone on with."""
         values = {**dataclasses.asdict(self), "data": self.data.to_dict()}
         for name in STORE_OPTIONS[1:]:  # searches of version 0.1 know the first alone
             del values["data"][name]
+        if not self.warm_start:  # which they do not know either
+            del values["warm_start"]
         return {name: value for name, value in values.items() if name not in _NOT_OF_THE_SEARCH}

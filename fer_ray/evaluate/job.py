@@ -159,7 +159,7 @@ def summarize(evaluations: Sequence[Evaluation], output: str) -> dict[str, Any]:
 def _find_models(storage: Storage, config: EvaluateConfig, copies: ExitStack) -> list[Candidate]:
     candidates: list[Candidate] = []
     for given in config.model:
-        place = absolute(bundle.resolve(given), "model")
+        place = absolute(bundle.resolve(given, storage), "model")
         folder = copies.enter_context(bundle.local_copy(storage, place))
         content = bundle.read_metadata(folder)
         model = bundle.member_config(content["members"][0])

@@ -24,7 +24,7 @@ from fer_ray.config.export import ONNX, SAVEDMODEL, TFLITE, WEB, ExportConfig
 from fer_ray.config.label import LabelingOptions
 from fer_ray.errors import DatasetError, FerRayError, StorageError, UsageError
 from fer_ray.export.web import write_page
-from fer_ray.io.storage import S3, Storage, absolute, join
+from fer_ray.io.storage import Storage, is_remote, join, new_folder
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.conversion import INPUT, OUTPUT, Predict, convert, describe, open_converted
@@ -59,13 +59,13 @@ def export(config: ExportConfig) -> dict[str, Any]:
         UsageError: the bundle, the data set or the output cannot be used, or a package is missing. Nothing was written.
         FerRayError: the conversion failed, or its result does not agree with the bundle. Nothing was written.
     """
-    storage, output = Storage.of(config), absolute(config.output, "output").rstrip("/")
+    storage, output = Storage.of(config), new_folder(config.output)
     if config.format == WEB:
         return write_page(config, storage, Path(output))
     _check_packages(config.format)
     _check_output(storage, output, config.format)
     threads = _load_tensorflow()
-    with bundle.local_copy(storage, bundle.resolve(config.model)) as folder:
+    with bundle.local_copy(storage, bundle.resolve(config.model, storage)) as folder:
         # A network that is exported sees crops alone: its confidences have the temperature, and know nothing of the picture.
         original = dataclasses.replace(keras_bundle.load(folder, config.flip), by_picture=None)
     calibration, crops = _real_crops(config, original)
@@ -96,8 +96,6 @@ def _check_packages(format_name: str) -> None:
 
 
 def _check_output(storage: Storage, output: str, format_name: str) -> None:
-    if not output.removeprefix(S3).rpartition("/")[0] and output.startswith(S3):
-        raise UsageError(f"The output {output} is a whole bucket: give s3://bucket/name.")
     names = (output, _sidecar(output)) if format_name == TFLITE else (output,)
     if any(_is_taken(storage, name, format_name) for name in names):
         raise UsageError(f"The output {output} exists already: name a new one, or remove it.")
@@ -105,7 +103,7 @@ def _check_output(storage: Storage, output: str, format_name: str) -> None:
 
 
 def _is_taken(storage: Storage, output: str, format_name: str) -> bool:
-    if not output.startswith(S3):
+    if not is_remote(output):
         return os.path.lexists(output)
     return storage.stat(join(output, SAVEDMODEL_MAIN_FILE) if format_name == SAVEDMODEL else output) is not None
 
@@ -231,7 +229,7 @@ def _put_in_place(storage: Storage, made: Path, output: str, format_name: str, d
     if format_name == SAVEDMODEL:
         (made / SAVEDMODEL_METADATA).parent.mkdir()
         (made / SAVEDMODEL_METADATA).write_bytes(text)
-        taken = not (_put_folder_into_s3(storage, made, output) if output.startswith(S3) else _put_folder(made, Path(output)))
+        taken = not (_put_folder_into_store(storage, made, output) if is_remote(output) else _put_folder(made, Path(output)))
     elif format_name == TFLITE:
         taken = not storage.write(_sidecar(output), text, replace=False)
         if not taken and not storage.write(output, made.read_bytes(), replace=False):
@@ -258,7 +256,7 @@ def _put_folder(made: Path, output: Path) -> bool:
     return True
 
 
-def _put_folder_into_s3(storage: Storage, made: Path, output: str) -> bool:
+def _put_folder_into_store(storage: Storage, made: Path, output: str) -> bool:
     for file in sorted(_files(made), key=lambda file: file.name == SAVEDMODEL_MAIN_FILE):
         main = file.name == SAVEDMODEL_MAIN_FILE
         if not storage.write(join(output, *file.relative_to(made).parts), file.read_bytes(), replace=not main):

@@ -1,4 +1,4 @@
-"""Objects of Google Cloud Storage (gs://) and of Azure Blob Storage (az://), read through obstore."""
+"""Objects of Google Cloud Storage (gs://) and of Azure Blob Storage (az://), read and written through obstore."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import functools
 import io
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import obstore
-from obstore.exceptions import BaseError, InvalidPathError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    InvalidPathError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import AzureStore, GCSStore
 
 from fer_ray.errors import AccessError, ChangedError, DeniedError, OutageError, StorageError, TooLargeError, UsageError
@@ -113,6 +121,39 @@ class CloudStore:
         """The object as a file that is read by ranges of at least `read_ahead` bytes."""
         return open_by_ranges(self, uri, read_ahead)
 
+    def write(self, uri: str, content: bytes, replace: bool) -> bool:
+        """Store the bytes; gives False and leaves the object alone where it is there already and `replace` is off."""
+        try:
+            with _explained(uri, "written"):
+                obstore.put(self._store(uri), split(uri)[1], content, mode="overwrite" if replace else "create")
+        except FileExistsError:
+            return False
+        return True
+
+    def upload(self, path: Path, uri: str) -> None:
+        """Store a file, in parts if it is large; the object appears when it is whole."""
+        with _explained(uri, "written"):
+            obstore.put(self._store(uri), split(uri)[1], path)
+
+    def remove(self, uris: Iterable[str]) -> None:
+        """Delete objects; those that are gone already are none the less gone."""
+        for uri in uris:
+            with suppress(FileNotFoundError), _explained(uri, "deleted"):
+                obstore.delete(self._store(uri), split(uri)[1])
+
+    def remove_stale(self, folder: str, before: datetime) -> None:
+        """Nothing to do here: Azure drops the parts of uploads that never ended after a week, Google as a rule of the bucket says."""
+
+    def check_writable(self, folder: str) -> None:
+        """Write and remove a small object, since nothing less tells.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        probe = f"{folder.rstrip('/')}/_probe-{os.urandom(8).hex()}"
+        self.write(probe, b"", replace=True)
+        self.remove([probe])
+
     def _store(self, uri: str) -> AzureStore | GCSStore:
         bucket = split(uri)[0][len(GS) :]
         return _connect(uri[: len(GS)], bucket, bucket in self.public_buckets)
@@ -164,10 +205,12 @@ def _translated(error: Exception, uri: str, what: str) -> Exception:
     status = re.search(r"status code: (\d{3})", text)
     silence = re.search(r"kind: (Connect|Timeout)\b", text)
     reason = code[1] if code else status[1] if status else _NO_ANSWER[silence[1]] if silence else type(error).__name__
-    if reason in _NO_BUCKET:
+    if reason in _NO_BUCKET or (what == "written" and isinstance(error, FileNotFoundError)):
         return AccessError(f"The bucket of {uri} does not exist: name an existing one.", "the bucket does not exist")
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(uri)
+    if isinstance(error, AlreadyExistsError):
+        return FileExistsError(uri)
     if isinstance(error, PreconditionError):
         return ChangedError(uri)
     if isinstance(error, UnauthenticatedError) or reason in _WRONG_CREDENTIALS or "token request" in text:

@@ -104,6 +104,17 @@ class FolderStore:
         except OSError as error:
             raise _access_error(uri, "written", error) from error
 
+    def put_folder(self, folder: Path, target: str) -> None:
+        """Copy a folder to a name that is free."""
+        temporary = self.temporary_for(target)
+        try:
+            shutil.copytree(folder, temporary)
+            temporary.rename(path_of_uri(target))
+        except OSError as error:
+            raise _access_error(target, "written", error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
     def remove(self, uris: Iterable[str]) -> None:
         """Delete files, and the folders that are empty then."""
         for uri in uris:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ CLOUDS = ("gs://", "az://")
 WEB = ("https://", "http://")
 ARCHIVED = ("InvalidObjectState", "BlobArchived")  # what S3 and Azure say of an object that has to be restored first
 MAX_SMALL_FILE = 256 << 20
+COPY_BYTES = 8 << 20  # of a file that is copied, at a time
 
 
 class StoreOptions(Protocol):
@@ -66,19 +68,19 @@ class Storage:
         return cls(options.s3_endpoint, options.public_buckets, options.requester_pays)
 
     def _of(self, uri: str) -> FolderStore | S3Store | CloudStore | WebStore:
-        if uri.startswith(CLOUDS):
-            from fer_ray.io.cloud import CloudStore  # what each store needs takes a while to load
-
-            return CloudStore(self.public_buckets)
         if uri.startswith(WEB):
-            from fer_ray.io.web import WebStore
+            from fer_ray.io.web import WebStore  # what each store needs takes a while to load
 
             return WebStore(self.signed)
         return self._writable(uri)
 
-    def _writable(self, uri: str) -> FolderStore | S3Store:
-        if uri.startswith((*CLOUDS, *WEB)):
-            raise UsageError(f"{uri} cannot be written: results go to folders and to s3:// addresses.")
+    def _writable(self, uri: str) -> FolderStore | S3Store | CloudStore:
+        if uri.startswith(WEB):
+            raise _not_writable(uri)
+        if uri.startswith(CLOUDS):
+            from fer_ray.io.cloud import CloudStore
+
+            return CloudStore(self.public_buckets)
         if not uri.startswith(S3):
             return FolderStore()
         from fer_ray.io.s3 import S3Store
@@ -157,6 +159,56 @@ class Storage:
             store.remove_folder(folder)
         else:
             store.remove(entry.image_uri for entry in store.list_files(folder, excluded=None))
+
+    def exists(self, place: str) -> bool:
+        """Whether a file is there, or a folder; in stores, which know no folders, whether anything lies below one."""
+        store = self._writable(place)
+        if isinstance(store, FolderStore):
+            return os.path.lexists(path_of_uri(place))
+        return any(True for _ in store.list_files(place, excluded=None)) or store.stat(place) is not None
+
+    def put_folder(self, folder: Path, target: str, last: str) -> None:
+        """Store every file below a folder of this machine, at a new place.
+
+        In folders all of them appear at once; in stores one after the other, and the one named `last`, which tells that the others are
+        there, as the last.
+        """
+        store = self._writable(target)
+        if isinstance(store, FolderStore):
+            store.put_folder(folder, target)
+            return
+        for file in sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: (file.name == last, file)):
+            self.put_file(file, join(target, *file.relative_to(folder).parts))
+
+    def put_file(self, file: Path, uri: str) -> None:
+        """Store a copy of a file of this machine, whole or not at all."""
+        store = self._writable(uri)
+        if isinstance(store, FolderStore):
+            with self.writing(uri) as temporary:
+                shutil.copyfile(file, temporary)
+        else:
+            store.upload(file, uri)
+
+    def get_folder(self, source: str, folder: Path) -> None:
+        """Copy every file below an address into a folder of this machine."""
+        for entry in self.list_files(source):
+            names = entry.image_uri[len(source.rstrip("/")) + 1 :].split("/")
+            if {"", ".", ".."} & set(names):
+                continue  # nothing that was put there, and no name of a file here
+            target = folder.joinpath(*names)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self.open(entry.image_uri) as stored, target.open("wb") as file:
+                shutil.copyfileobj(stored, file, COPY_BYTES)
+
+    def move_folder(self, source: str, target: str, last: str) -> None:
+        """Give a folder another name, in the same store; in stores file by file, `last` last."""
+        if isinstance(self._writable(target), FolderStore):
+            Path(path_of_uri(source)).rename(path_of_uri(target))
+            return
+        with tempfile.TemporaryDirectory(prefix="fer-ray-") as copy:
+            self.get_folder(source, Path(copy))
+            self.put_folder(Path(copy), target, last)
+        self.remove_folder(source)
 
     def remove_stale(self, folder: str, before: datetime.datetime) -> None:
         """Remove half-written files and uploads that were left before then."""
@@ -245,6 +297,24 @@ def absolute(uri: str, what: str) -> str:
     raise UsageError(
         f"The {what} is a {scheme}:// address, which is not supported: give a folder, s3://bucket/prefix, gs://, az:// or https://."
     )
+
+
+def new_folder(uri: str) -> str:
+    """The absolute address of a folder that a job will make.
+
+    Raises:
+        UsageError: it is no such address, one on the web, or a whole bucket.
+    """
+    address = absolute(uri, "output").rstrip("/")
+    if address.startswith(WEB):
+        raise _not_writable(address)
+    if is_remote(address) and "/" not in address.partition("://")[2]:
+        raise UsageError(f"The output {uri} is a whole bucket: give {address}/name.")
+    return address or "/"
+
+
+def _not_writable(uri: str) -> UsageError:
+    return UsageError(f"{uri} cannot be written: results go to folders, and to s3://, gs:// and az:// addresses.")
 
 
 def lower_name(uri: str) -> str:

@@ -134,7 +134,7 @@ def identify(config: LabelConfig) -> Run:
                 f"The output {sanitize(output)} has a backslash or no UTF-8 in its name, which DuckDB does not find: name another."
             )
         inputs = check_inputs(storage, config.input) if config.input else (demo_photos.INPUT,)
-        model = absolute(bundle.resolve(config.model), "model")
+        model = absolute(bundle.resolve(config.model, storage), "model")
         with bundle.local_copy(storage, model) as folder:
             bundle.check_labels(bundle.read_metadata(folder), model)
             model_version = bundle.load(folder, config.labeling.flip, threads=1).model_version  # what is wrong with it is said here

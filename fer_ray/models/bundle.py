@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ from fer_ray.vision import quality
 FORMAT_VERSION = 3
 FORMAT_WITHOUT_ONNX = 2  # of version 0.1; the model_version still covers this number, so that archives are not labeled anew
 METADATA_FILE = "bundle.json"
+ALIASES_FILE = "aliases.json"  # in a folder of bundles
+ALIAS_MARK = "@"
 HISTORY_FILE = "history.parquet"
 BUNDLED = ("fer2013", "ferplus")
 DEFAULT = "ferplus"
@@ -116,9 +119,51 @@ class Bundle(Generic[N]):
         return self.archive.apply(probabilities) if self.archive else probabilities
 
 
-def resolve(model: str) -> str:
-    """The place of a bundle: that of a bundled model for its name, or for none given; else the place itself."""
-    return str(resources.files("fer_ray.models") / "bundled" / (model or DEFAULT)) if model in ("", *BUNDLED) else model
+def resolve(model: str, storage: Storage | None = None) -> str:
+    """The place of a bundle: that of a bundled model for its name, or for none given; of `DIR/@champion`, what the alias stands for.
+
+    Raises:
+        UsageError: there is no such alias.
+    """
+    if model in ("", *BUNDLED):
+        return str(resources.files("fer_ray.models") / "bundled" / (model or DEFAULT))
+    place, _, name = model.rpartition("/")
+    if not name.startswith(ALIAS_MARK):
+        return model
+    aliases = read_aliases(storage or Storage(), place or ".")
+    if name[1:] not in aliases:
+        raise UsageError(f"There is no alias {name} in {place or '.'}: it has {', '.join(sorted(aliases)) or 'none'}.")
+    return join(place or ".", aliases[name[1:]])
+
+
+def read_aliases(storage: Storage, place: str) -> dict[str, str]:
+    """What stands in the list of a folder's aliases: the name of each, and that of the bundle below the folder.
+
+    Raises:
+        UsageError: it is no such list.
+    """
+    file = join(place, ALIASES_FILE)
+    try:
+        content = json.loads(storage.read(file, MAX_METADATA_BYTES))
+        for alias, name in content.items():
+            check_alias(alias, name)
+        return dict(content)
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError, RecursionError, TooLargeError, UsageError) as error:
+        raise UsageError(f"The file {file} is no list of aliases: remove it, and give them anew with `fer-ray models`.") from error
+
+
+def check_alias(alias: str, name: str) -> None:
+    """Refuse an alias that is no plain name, or one for what lies outside of the folder.
+
+    Raises:
+        UsageError: it is one of these.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", alias):
+        raise UsageError(f"An alias is made of letters, digits, dots, dashes and underscores, not {alias[:80]!r}.")
+    if {"", ".", ".."} & set(name.split("/")) or "\\" in name:
+        raise UsageError(f"The alias {alias} must stand for a model below the folder, not for {name[:80]!r}.")
 
 
 @contextmanager

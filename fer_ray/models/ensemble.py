@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,8 @@ import numpy as np
 from fer_ray.config.ensemble import EnsembleConfig
 from fer_ray.config.recipe import ModelConfig
 from fer_ray.data.dataset import load_dataset
-from fer_ray.errors import UsageError
-from fer_ray.io.storage import Storage, absolute
+from fer_ray.errors import AccessError, UsageError
+from fer_ray.io.storage import Storage, absolute, new_folder
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import build
 from fer_ray.models.bundle import Bundle, Member
@@ -33,8 +33,8 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
     Raises:
         UsageError: the bundles do not go together, or the output exists.
     """
-    output = Path(config.output).absolute()
-    if output.exists():
+    storage, output = Storage.of(config.data), new_folder(config.output)
+    if storage.exists(output):
         raise UsageError(f"The output {config.output} exists already: name a new folder, or remove it.")
     loaded, lineages = _load(config)
     first = loaded[0]
@@ -52,15 +52,13 @@ def combine(config: EnsembleConfig) -> dict[str, Any]:
         "data_sha256": data.sha256,
         "validation_counts": faces.counts(first.classes),
     }
-    unfinished = output.with_name(output.name + ".unfinished")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        keras_bundle.save(str(unfinished), members, Description(first.classes, temperature, figures, lineage, config.flip, first.crop))
-        version = add_onnx(str(unfinished))
-        unfinished.rename(output)
-    except OSError as error:
-        raise UsageError(f"The output {config.output} cannot be written ({error.strerror}).") from error
+    with tempfile.TemporaryDirectory(prefix="fer-ray-") as made:
+        keras_bundle.save(made, members, Description(first.classes, temperature, figures, lineage, config.flip, first.crop))
+        version = add_onnx(made)
+        try:
+            storage.put_folder(Path(made), output, last=bundle.METADATA_FILE)
+        except AccessError as error:
+            raise UsageError(f"The output {config.output} cannot be written ({error.reason}).") from error
     logger.info("Label with it: fer-ray label --model %s", sanitize(config.output))
     return {"model_version": version, **figures, "accuracy_of_members": alone, "output": config.output}
 
@@ -81,7 +79,7 @@ def _load(config: EnsembleConfig) -> tuple[list[Bundle[KerasNetwork]], list[dict
     storage, loaded, lineages = Storage.of(config.data), [], []
     with ExitStack() as copies:
         for name in config.model:
-            place = absolute(bundle.resolve(name), "model")
+            place = absolute(bundle.resolve(name, storage), "model")
             folder = copies.enter_context(bundle.local_copy(storage, place))
             loaded.append(keras_bundle.load(folder))
             lineages.append(bundle.read_metadata(folder)["lineage"])

@@ -32,7 +32,8 @@ def upgrade(config: UpgradeConfig) -> dict[str, Any]:
         BundleError: the bundle cannot be used.
         FerRayError: a network cannot be converted, or the bundle cannot be written; it is as it was.
     """
-    storage, place = Storage.of(config), absolute(bundle.resolve(config.model), "model")
+    storage = Storage.of(config)
+    place = absolute(bundle.resolve(config.model, storage), "model")
     with bundle.local_copy(storage, place) as folder, tempfile.TemporaryDirectory(prefix="fer-ray-") as temporary:
         work = Path(temporary) / "bundle"
         content = bundle.read_metadata(folder)

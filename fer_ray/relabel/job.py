@@ -76,7 +76,7 @@ def identify(config: RelabelConfig) -> RelabelRun:
     try:
         tables = absolute(config.tables, "folder of tables")
         label_config = config.as_label_config(join(tables, "crops"), tables)
-        model = absolute(bundle.resolve(config.model), "model")
+        model = absolute(bundle.resolve(config.model, storage), "model")
         with bundle.local_copy(storage, model) as folder:
             loaded = bundle.load(folder, config.flip, threads=1)
         _check_reach(loaded.crop, model)

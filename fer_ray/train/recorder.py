@@ -14,9 +14,11 @@ import numpy as np
 
 from fer_ray.config.train import TrainConfig
 from fer_ray.data.dataset import Dataset
+from fer_ray.io.storage import Storage, is_remote, join
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import NO_WEIGHTS, build
 from fer_ray.models.calibration import calibrate
+from fer_ray.train.filesystem import wait_out
 from fer_ray.train.learner import State
 from fer_ray.train.loop import Epoch
 
@@ -29,9 +31,10 @@ PROGRESS_FILE = "progress.jsonl"  # in the storage of a training: a line for eve
 TENSORBOARD_FOLDER = "tensorboard"  # in the storage of a training, later in the bundle
 
 
-def has_checkpoints(storage: Path) -> bool:
+def has_checkpoints(storage: Storage, place: str) -> bool:
     """Whether any epoch was finished of the training, or of the trainings, that keep their checkpoints in or below this folder."""
-    return any(storage.glob(f"**/checkpoint_*/{STATE_FILE}"))
+    states = (entry.image_uri.split("/") for entry in storage.list_files(place) if entry.image_uri.endswith(f"/{STATE_FILE}"))
+    return any(names[-2].startswith("checkpoint_") for names in states)
 
 
 class Recorder:
@@ -42,14 +45,14 @@ class Recorder:
         data: The data set, of which the bundle says what it held.
         config: The training.
         lineage: What the bundle says about the weights that the training started from.
-        storage: The folder of the training for the first worker, None for the others.
+        place: The folder of the training for the first worker, None for the others.
     """
 
-    def __init__(self, scratch: Path, data: Dataset, config: TrainConfig, lineage: dict[str, Any], storage: Path | None) -> None:
+    def __init__(self, scratch: Path, data: Dataset, config: TrainConfig, lineage: dict[str, Any], place: str | None) -> None:
         self.best, self.checkpoint = scratch / BEST_FOLDER, scratch / "checkpoint"
-        self.data, self.config, self.lineage, self.storage = data, config, lineage, storage
+        self.data, self.config, self.lineage = data, config, lineage
         self.history: list[dict[str, Any]] = []
-        self.event_log = _EventLog(storage / TENSORBOARD_FOLDER) if storage else None
+        self.logs = _Logs(Storage.of(config.data), place, scratch) if place else None
 
     def restore(self, checkpoint: Path) -> State:
         """Take over the best bundle and the history of a checkpoint; returns the state to resume from."""
@@ -63,7 +66,7 @@ class Recorder:
     def record(self, epoch: Epoch) -> Path | None:
         """Save and log a finished epoch; returns the first worker's checkpoint, in a folder that the next epoch writes to."""
         self.history.append({**epoch.row(), "finished_at": datetime.datetime.now(datetime.UTC)})
-        if self.storage is None or self.event_log is None:
+        if self.logs is None:
             return None
         if epoch.improved:
             self._save(epoch)
@@ -71,9 +74,7 @@ class Recorder:
         shutil.rmtree(self.checkpoint, ignore_errors=True)
         shutil.copytree(self.best, self.checkpoint / BEST_FOLDER)
         np.savez(self.checkpoint / STATE_FILE, **epoch.state)  # type: ignore[arg-type]  # numpy's stub reads the keys as its own options
-        self.event_log.write(epoch.number, epoch.row())
-        with (self.storage / PROGRESS_FILE).open("a", encoding="utf-8") as progress:
-            progress.write(json.dumps(epoch.row()) + "\n")
+        self.logs.write(epoch.number, epoch.row())
         return self.checkpoint
 
     def _save(self, epoch: Epoch) -> None:
@@ -101,18 +102,29 @@ class Recorder:
         return build(self.config.recipe.model, len(self.data.classes), NO_WEIGHTS)
 
 
-class _EventLog:
-    """Figures for TensorBoard, on disk when `write` returns.
+class _Logs:
+    """The figures of every epoch, for who follows the training and for TensorBoard; they are in their place when `write` returns.
 
     tensorboardX's SummaryWriter hands them to a thread through a queue, which its `flush` does not wait for; Ray ends a worker that
-    has finished before the thread has written the last epoch. So the file is written here, without the queue.
+    has finished before the thread has written the last epoch. So the file is written here, without the queue. In a folder it grows,
+    so that TensorBoard can follow it; in a store, where nothing grows, it is put anew after each epoch.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, storage: Storage, place: str, scratch: Path) -> None:
         from tensorboardX.event_file_writer import EventsWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
+        self._storage, self._progress, self._events = storage, join(place, PROGRESS_FILE), join(place, TENSORBOARD_FOLDER)
+        self._folder = scratch / TENSORBOARD_FOLDER if is_remote(place) else Path(self._events)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(self._folder / "events"))
+        self._lines = self._read_lines()
+
+    def _read_lines(self) -> bytes:
+        """The progress so far, that of an earlier worker included."""
+        try:
+            return wait_out(lambda: self._storage.read(self._progress))
+        except FileNotFoundError:
+            return b""
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
         from tensorboardX.proto.event_pb2 import Event
@@ -121,6 +133,10 @@ class _EventLog:
         for name, value in figures.items():
             self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         self._writer.flush()
+        if is_remote(self._events):
+            wait_out(lambda: self._storage.put_folder(self._folder, self._events, last=""))
+        self._lines += json.dumps(figures).encode() + b"\n"
+        wait_out(lambda: self._storage.write(self._progress, self._lines))
 
 
 def _write_history(rows: list[dict[str, Any]], folder: Path) -> None:

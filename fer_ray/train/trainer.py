@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from fer_ray.cluster import cluster_cpus, connect, exceeds_this_machine, is_short_of_memory
+from fer_ray.cluster import cluster_cpus, connect, describe_resources, exceeds_this_machine, is_short_of_memory
+from fer_ray.config.options import seconds_of
 from fer_ray.errors import TrainingError, UsageError
+from fer_ray.io.storage import join
 from fer_ray.train.collective import CollectiveConfig
+from fer_ray.train.filesystem import address_of, ray_storage
 from fer_ray.train.worker import FAILURE_FILE, TrainingRun, train_loop_per_worker
 
 if TYPE_CHECKING:
@@ -18,13 +22,15 @@ if TYPE_CHECKING:
 CHECKPOINTS_FOLDER = "train"  # in the storage of a training
 KEPT_CHECKPOINTS = 2  # the newest may be half written when a machine dies
 KEPT = "finished checkpoints, if any, are kept in"  # begins the part of an error that differs from trial to trial
+START_LIMIT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # after which Ray counts a failure and waits on for the workers
+START_SECONDS = 60.0
 REPORT_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 REPORT_SECONDS = "0.5"  # Ray takes one report each time: with its 2 seconds no epoch could be shorter
 # A machine that is to be taken away announces it to a process of Ray Train; the last epoch is on disk without that.
 NO_NOTICE = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
-def run_training(run: TrainingRun, callbacks: Sequence[Any] = (), is_trial: bool = False) -> Path:
+def run_training(run: TrainingRun, callbacks: Sequence[Any] = (), is_trial: bool = False) -> str:
     """Run a training, or a part of it, from the last checkpoint in its storage.
 
     Args:
@@ -40,31 +46,35 @@ def run_training(run: TrainingRun, callbacks: Sequence[Any] = (), is_trial: bool
         TrainingError: the training failed, with the reason.
     """
     from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     trainer = _make_trainer(run, callbacks, is_trial)
     kept = f"{KEPT} {run.storage}"
-    failure = Path(run.storage) / FAILURE_FILE
-    failure.unlink(missing_ok=True)  # that of an earlier try
+    run.stores.remove(join(run.storage, FAILURE_FILE))  # that of an earlier try
     try:
         result = trainer.fit()
     except (TrainingFailedError, RayError) as error:  # the second where the process died that looks after the workers
-        _raise_recorded(failure, kept)
+        _raise_recorded(run, kept)
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            waited = f"The training waited {run.config.wait_for_machines} for its workers, and {describe_resources()}"
+            raise TrainingError(f"{waited}: add machines, or raise --wait-for-machines ({kept}; --resume continues from there).") from error
         if is_short_of_memory(error):
             remedy = "lower --batch-size or --workers, or use machines with more memory"
             raise TrainingError(f"A machine ran out of memory: {remedy} ({kept}; --resume continues from there).") from error
         reason = " ".join(str(error).strip().splitlines()[-1].split())[:300]
         raise TrainingError(f"The training failed ({reason}): {kept}; --resume continues from there.") from error
-    _raise_recorded(failure, kept)
+    _raise_recorded(run, kept)
     if result.checkpoint is None:
         raise TrainingError(f"The training ended without a single epoch: see {run.storage}.")
-    return Path(result.checkpoint.path)
+    return address_of(result.checkpoint)
 
 
-def _raise_recorded(failure: Path, kept: str) -> None:
+def _raise_recorded(run: TrainingRun, kept: str) -> None:
     """Raise what a worker has written down as the reason why the training cannot continue."""
-    if failure.exists():
-        raise TrainingError(f"{failure.read_text(encoding='utf-8').rstrip('.')} ({kept}).")
+    with suppress(FileNotFoundError):
+        reason = run.stores.read(join(run.storage, FAILURE_FILE)).decode()
+        raise TrainingError(f"{reason.rstrip('.')} ({kept}).")
 
 
 def _make_trainer(run: TrainingRun, callbacks: Sequence[Any], is_trial: bool) -> DataParallelTrainer:
@@ -83,12 +93,11 @@ def _make_trainer(run: TrainingRun, callbacks: Sequence[Any], is_trial: bool) ->
     connect()
     os.environ.setdefault(REPORT_INTERVAL, REPORT_SECONDS)
     os.environ.setdefault(*NO_NOTICE)
-    config = run.config
-    cpus = config.cpus_per_worker or 1
-    gpus = run.gpus_per_worker if config.use_gpu else 0
-    _check_resources(config.workers * cpus, config.workers * gpus)
+    os.environ.setdefault(START_LIMIT, str(START_SECONDS))
+    config, resources = run.config, run.resources_per_worker
+    _check_resources(*(config.workers * resources.get(name, 0) for name in ("CPU", "GPU")))
     threads = max(1, int(config.cpus_per_worker or cluster_cpus() // config.workers))
-    resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    tries = math.ceil(seconds_of("time", config.wait_for_machines) / float(os.environ[START_LIMIT]))
     return Trainer(
         train_loop_per_worker,
         train_loop_config={"run": run, "threads": threads},
@@ -96,10 +105,10 @@ def _make_trainer(run: TrainingRun, callbacks: Sequence[Any], is_trial: bool) ->
         scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=config.use_gpu, resources_per_worker=resources),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS_FOLDER,
-            storage_path=run.storage,
+            **ray_storage(run.stores, run.storage),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures, controller_failure_limit=tries),
             callbacks=list(callbacks),
         ),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from fer_ray.config.recipe import PRETRAINED
 from fer_ray.config.train import TrainConfig
 from fer_ray.data.dataset import Dataset, load_dataset
-from fer_ray.errors import FerRayError, UsageError
-from fer_ray.io.storage import Storage
+from fer_ray.errors import FerRayError, OutageError, UsageError
+from fer_ray.io.storage import Storage, join
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.models.architectures import LOGITS, NO_WEIGHTS, share_gpus
 from fer_ray.models.conversion import add_onnx
 from fer_ray.models.flops import multiply_adds
 from fer_ray.models.silence import load_keras
 from fer_ray.train.collective import CollectiveWorkers
+from fer_ray.train.filesystem import address_of, local_folder, wait_out
 from fer_ray.train.loop import make_network, train_epochs
 from fer_ray.train.recorder import Recorder
 from fer_ray.train.strategy import SingleWorker, Workers
@@ -40,7 +40,7 @@ class TrainingRun:
 
     Attributes:
         config: The training; all its paths are absolute, since workers have another working directory.
-        storage: The folder for its checkpoints, its progress and its logs.
+        storage: The folder for its checkpoints, its progress and its logs: one that all machines see, or an address in a store.
         start: The checkpoint to resume from where the storage has none yet.
         until: The last epoch of this part; by default that of the training.
         gpus_per_worker: GPUs of each worker where the training uses GPUs; a fraction shares one.
@@ -54,23 +54,36 @@ class TrainingRun:
     gpus_per_worker: float = 1.0
     finish: bool = False
 
+    @property
+    def resources_per_worker(self) -> dict[str, float]:
+        """What Ray reserves for each worker."""
+        gpus = self.gpus_per_worker if self.config.use_gpu else 0.0
+        return {"CPU": self.config.cpus_per_worker or 1} | ({"GPU": gpus} if gpus else {})
+
+    @property
+    def stores(self) -> Storage:
+        """How to get at them."""
+        return Storage.of(self.config.data)
+
 
 def train_loop_per_worker(arguments: dict[str, Any]) -> None:
     """What Ray Train calls in each worker, with the `run` and the number of `threads` to compute with."""
     import ray.train
 
     run: TrainingRun = arguments["run"]
-    failure = Path(run.storage) / FAILURE_FILE
-    if failure.exists():
+    failure = join(run.storage, FAILURE_FILE)
+    if wait_out(lambda: run.stores.stat(failure)):
         return
     context = ray.train.get_context()
     checkpoint = ray.train.get_checkpoint()
     try:
         data = load_training_data(run.config)
         workers = join_workers(context.get_world_rank(), context.get_world_size(), arguments["threads"])
-        train_as(workers, run, data, checkpoint.path if checkpoint else run.start, _report_to_ray_train)
+        train_as(workers, run, data, address_of(checkpoint) if checkpoint else run.start, _report_to_ray_train)
+    except OutageError:  # another try may find the store up again
+        raise
     except FerRayError as error:  # another try would end the same way
-        failure.write_text(str(error), encoding="utf-8")
+        run.stores.write(failure, str(error).encode())
         if context.get_world_size() > 1:
             raise  # the others may be waiting for this one: Ray Train ends and restarts all, and they find what is written
 
@@ -108,19 +121,18 @@ def train_as(workers: Workers, run: TrainingRun, data: Dataset, start: str, repo
     data = with_teachers(data, run.config) if run.config.teacher else data
     cost = {COST: multiply_adds(network)}
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch:
-        recorder = Recorder(Path(scratch), data, run.config, lineage, Path(run.storage) if workers.rank == 0 else None)
-        state = recorder.restore(Path(start)) if start else None
+        recorder = Recorder(Path(scratch), data, run.config, lineage, run.storage if workers.rank == 0 else None)
+        state = None
+        if start:
+            with local_folder(run.stores, start) as folder:
+                state = recorder.restore(folder)
         for epoch in train_epochs(data, run.config.recipe, network, state, workers, run.until):
             report(epoch.row() | cost, recorder.record(epoch))
         if run.finish and workers.rank == 0:
-            _finish(recorder.best, Path(run.storage) / FINISHED_FOLDER)
-
-
-def _finish(best: Path, finished: Path) -> None:
-    """Complete the bundle of the best epoch with its ONNX network."""
-    shutil.rmtree(finished, ignore_errors=True)  # that of an earlier try
-    shutil.copytree(best, finished)
-    add_onnx(str(finished))
+            add_onnx(str(recorder.best))
+            finished = join(run.storage, FINISHED_FOLDER)
+            run.stores.remove_folder(finished)  # that of an earlier try
+            wait_out(lambda: run.stores.put_folder(recorder.best, finished, last=bundle.METADATA_FILE))
 
 
 def initial_network(config: TrainConfig, data: Dataset) -> tuple[keras.Model, dict[str, Any]]:

@@ -7,36 +7,39 @@ import logging
 import math
 import os
 import pickle
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import ray.tune
+from ray.tune.search import Searcher
 
-from fer_ray.cluster import connect, may_grow
+from fer_ray.cluster import connect, may_grow, waiting_told
 from fer_ray.config.recipe import OptimizationConfig
 from fer_ray.config.tune import TuneConfig
 from fer_ray.data.layouts.find import with_absolute_paths
-from fer_ray.errors import TrainingError, UsageError
+from fer_ray.errors import AccessError, OutageError, TrainingError, UsageError
+from fer_ray.io.storage import Storage, absolute, join, new_folder
 from fer_ray.models.architectures import NO_WEIGHTS, build
 from fer_ray.models.flops import Cost, measure_cost
 from fer_ray.reporting.progress import LogProgress, Progress
 from fer_ray.text import sanitize
-from fer_ray.train.job import check_dataset
+from fer_ray.train.filesystem import ray_storage
+from fer_ray.train.job import check_dataset, read_request
 from fer_ray.train.recorder import has_checkpoints
+from fer_ray.train.tracking import Tracker
 from fer_ray.train.worker import FAILURE_FILE
-from fer_ray.tune.outputs import BEST_FILE, SearchOutcome, write_outputs
+from fer_ray.tune.outputs import BEST_FILE, SearchOutcome, remove_outdated, write_outputs
 from fer_ray.tune.page import PAGE_FILE
 from fer_ray.tune.progress import SearchProgress, show_on
-from fer_ray.tune.results import FAILED, LeaderboardEntry, leaderboard
-from fer_ray.tune.searchers import SEED_INDEX, SETTINGS, listed_settings, make_scheduler, make_searcher
-from fer_ray.tune.space.search_space import Settings, Space, read_space
+from fer_ray.tune.results import FAILED, LeaderboardEntry, Trial, leaderboard, read_trials
+from fer_ray.tune.searchers import SEED_INDEX, SETTINGS, MoreTrials, listed_settings, make_scheduler, make_searcher
+from fer_ray.tune.space.search_space import Settings, Space, parse_space, read_space
+from fer_ray.tune.study import StudyLog, TrackedTrials
 from fer_ray.tune.trial import CLASSES, run_trial, trial_config
 from fer_ray.tune.trial_dirs import TRIALS_FOLDER, TUNE_FOLDER, collect, reason_of
 
@@ -65,29 +68,38 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]
         UsageError: the space, the data set or the output cannot be used, or no trial could ever fit.
         TrainingError: no trial gave a result.
     """
-    output = Path(config.output).absolute()
+    storage, output = Storage.of(config.data), new_folder(config.output)
     given = config.data.dataset
     config = replace(config, data=with_absolute_paths(config.data))
-    begun = has_checkpoints(output / TRIALS_FOLDER)
-    _check_places(config, output, begun)
-    space = read_space(str(output / SPACE_FILE) if begun else config.space)
+    try:
+        begun = has_checkpoints(storage, join(output, TRIALS_FOLDER))
+        _check_places(storage, config, output, begun)
+    except OutageError:
+        raise
+    except AccessError as error:
+        raise UsageError(str(error)) from error
+    space = _begun_space(storage, output) if begun else read_space(config.space)
     _check_dataset(config, space, output)
     progress = progress or LogProgress()
     progress.start("starting Ray")
     connect(dashboard=True)
     at_a_time = concurrent_trials(config)
     if not begun:
-        _begin(config, output, space)
+        _begin(storage, config, output, space)
     started = time.monotonic()
-    show_on(progress)
+    study, tracker = StudyLog(storage, output, config, space), Tracker(config.track, output)
+    show_on(progress, study, TrackedTrials(tracker, output.rpartition("/")[2]))
     try:
-        _search(config, space, output, at_a_time)
+        with waiting_told({"CPU": config.cpus_per_worker or 1, "GPU": config.gpus_per_worker * config.use_gpu}):
+            _search(config, space, output, at_a_time)
     finally:
         progress.close()
+        study.close()
+        tracker.close()
     outcome = _collect(config, space, output, started)
     write_outputs(outcome, progress)
     train = f"fer-ray train --config {config.output}/{BEST_FILE} --dataset {given} --output MODEL"
-    LOGGER.info("Next: open %s, then train the best settings in full: %s", sanitize(str(output / PAGE_FILE)), sanitize(train))
+    LOGGER.info("Next: open %s, then train the best settings in full: %s", sanitize(join(output, PAGE_FILE)), sanitize(train))
     failed = sum(trial.status == FAILED for trial in outcome.trials)
     return {
         "trials": len(outcome.trials),
@@ -95,49 +107,64 @@ def tune(config: TuneConfig, progress: Progress | None = None) -> dict[str, Any]
         "failed": failed,
         "best_trial": outcome.best.trial.trial_id,
         "best_value": round(outcome.best.value, DIGITS),
-        "best_config": str(output / BEST_FILE),
+        "best_config": join(output, BEST_FILE),
         "output": config.output,
     }
 
 
-def _check_places(config: TuneConfig, output: Path, begun: bool) -> None:
+def _check_places(storage: Storage, config: TuneConfig, output: str, begun: bool) -> None:
     """Refuse an output that holds something else, or another search than the one to resume.
 
     What a try without a single finished epoch has left is in nobody's way.
     """
-    request = output / REQUEST_FILE
-    if config.resume and not request.is_file():
+    request = read_request(storage, join(output, REQUEST_FILE))
+    if config.resume and request is None:
         raise UsageError(f"There is no search in {config.output} to resume: leave --resume out.")
-    if begun and config.resume and request.read_text(encoding="utf-8") != _request(config):
-        raise UsageError(f"The search in {config.output} was begun with other settings ({request}): use the same ones.")
-    if (begun and not config.resume) or (output.exists() and not request.is_file()):
+    if begun and config.resume and request is not None:
+        _check_request(config, json.loads(request), join(output, REQUEST_FILE))
+    if (begun and not config.resume) or (request is None and storage.exists(output)):
         remedy = "resume the search with --resume, " if begun else ""
         raise UsageError(f"The output {config.output} exists already: {remedy}name a new folder, or remove it.")
 
 
+def _check_request(config: TuneConfig, begun: dict[str, Any], file: str) -> None:
+    """Refuse to resume a search with other settings, or with fewer trials."""
+    same = json.loads(_request(config)) | {"trials": begun["trials"]} == begun
+    if not same:
+        raise UsageError(f"The search in {config.output} was begun with other settings ({file}): use the same ones.")
+    listed = config.searcher == "grid" or config.scheduler == "pbt"
+    if config.trials < begun["trials"] or (listed and config.trials != begun["trials"]):
+        more = "the same" if listed else "as many or more"
+        raise UsageError(f"The search in {config.output} was begun with --trials {begun['trials']}: give {more}.")
+
+
 def _request(config: TuneConfig) -> str:
-    """What must be the same for a search to be resumed."""
+    """What must be the same for a search to be resumed, but for the number of trials, which may grow."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
 
 
-def _check_dataset(config: TuneConfig, space: Space, output: Path) -> None:
+def _begun_space(storage: Storage, output: str) -> Space:
+    """The space that a search was begun with."""
+    file = join(output, SPACE_FILE)
+    return parse_space(storage.read(file).decode(), file)
+
+
+def _check_dataset(config: TuneConfig, space: Space, output: str) -> None:
     """Check the data set with one of the configurations, and with the largest batch of all."""
     sizes = [size for parameter in space.parameters if parameter.setting == "batch_size" for size in parameter.bounds()]
     settings = {**space.random(np.random.default_rng(0)), "batch_size": max(sizes, default=OptimizationConfig().batch_size)}
     check_dataset(trial_config(config, space, settings, output), "search smaller values of batch_size")
 
 
-def _begin(config: TuneConfig, output: Path, space: Space) -> None:
+def _begin(storage: Storage, config: TuneConfig, output: str, space: Space) -> None:
     """Make the folder of the search, without what a try that finished no epoch has left there."""
     try:
-        for folder in (output / TRIALS_FOLDER, output / TUNE_FOLDER):
-            if folder.exists():
-                shutil.rmtree(folder)
-        (output / TRIALS_FOLDER).mkdir(parents=True)
-        (output / SPACE_FILE).write_text(space.text, encoding="utf-8")
-        (output / REQUEST_FILE).write_text(_request(config), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"The output {config.output} cannot be written ({error.strerror}).") from error
+        for name in (TRIALS_FOLDER, TUNE_FOLDER):
+            storage.remove_folder(join(output, name))
+        storage.write(join(output, SPACE_FILE), space.text.encode())
+        storage.write(join(output, REQUEST_FILE), _request(config).encode())
+    except AccessError as error:
+        raise UsageError(f"The output {config.output} cannot be written ({error.reason}).") from error
 
 
 def concurrent_trials(config: TuneConfig) -> int:
@@ -163,37 +190,54 @@ def concurrent_trials(config: TuneConfig) -> int:
     return min(config.max_concurrent or max(1, room), max(1, room))
 
 
-def _search(config: TuneConfig, space: Space, output: Path, at_a_time: int) -> None:
+def _search(config: TuneConfig, space: Space, output: str, at_a_time: int) -> None:
     """Run the trials, those that an interrupted search has left included."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its table of the settings
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", SNAPSHOT_SECONDS)
     trainable = ray.tune.with_resources(
-        ray.tune.with_parameters(run_trial, config=config, space_text=(space.file, space.text), output=str(output)),
+        ray.tune.with_parameters(run_trial, config=config, space_text=(space.file, space.text), output=output),
         {"cpu": 0, HEAD_RESOURCE: _head_share(config, at_a_time)},  # it only waits: a CPU would be taken from its own workers
     )
-    for failure in (output / TRIALS_FOLDER).glob(f"*/{FAILURE_FILE}"):
-        failure.unlink()  # a search that is resumed tries again
-    place = str(output / TUNE_FOLDER)
+    storage = Storage.of(config.data)
+    left = [entry.image_uri for entry in storage.list_files(join(output, TRIALS_FOLDER)) if entry.image_uri.endswith(f"/{FAILURE_FILE}")]
+    storage.remove(*left)  # a search that is resumed tries again
+    place = ray_storage(storage, join(output, TUNE_FOLDER))
+    known: dict[str, Any] = {"path": place["storage_path"], "storage_filesystem": place["storage_filesystem"]}
     try:
-        if ray.tune.Tuner.can_restore(place):
-            tuner = ray.tune.Tuner.restore(place, trainable, resume_unfinished=True, restart_errored=True)
+        if ray.tune.Tuner.can_restore(**known):
+            tuner = ray.tune.Tuner.restore(**known, trainable=trainable, resume_unfinished=True, restart_errored=True)
+            _extend(tuner, config, at_a_time)
+            if read_request(storage, join(output, REQUEST_FILE)) != _request(config):
+                remove_outdated(storage, output)
+                storage.write(join(output, REQUEST_FILE), _request(config).encode())
         else:
             tuner = _make_tuner(config, space, output, at_a_time, trainable)
         tuner.fit()
     except (ImportError, AttributeError, pickle.UnpicklingError) as error:
-        remedy = f"finish it with that version, or name a new folder; the models of its trials stay in {output / TRIALS_FOLDER}"
+        remedy = f"finish it with that version, or name a new folder; the models of its trials stay in {join(output, TRIALS_FOLDER)}"
         raise UsageError(f"The search in {config.output} was begun by another version of fer_ray: {remedy}.") from error
     except ray.tune.TuneError as error:  # what a callback raised, as text
         raise TrainingError(f"{reason_of(error).rstrip('.')}; see {output}.") from error
 
 
-def _make_tuner(config: TuneConfig, space: Space, output: Path, at_a_time: int, trainable: Any) -> ray.tune.Tuner:
+def _extend(tuner: ray.tune.Tuner, config: TuneConfig, at_a_time: int) -> None:
+    """Have a restored search go on to as many trials as are wanted now; Tune itself knows those alone that it was begun with."""
+    inner, total = tuner._local_tuner, config.trials * config.seeds
+    if isinstance(inner._tune_config.search_alg, Searcher):
+        inner._tune_config.search_alg = MoreTrials(inner._tune_config.search_alg, at_a_time, total)
+        inner._tune_config.max_concurrent_trials = None  # the limiter inside counts
+        for callback in inner._run_config.callbacks:
+            if isinstance(callback, SearchProgress):
+                callback.expected = total
+
+
+def _make_tuner(config: TuneConfig, space: Space, output: str, at_a_time: int, trainable: Any) -> ray.tune.Tuner:
     listed = listed_settings(config, space)
     return ray.tune.Tuner(
         trainable,
         param_space=_listed_space(config, listed) if listed else {},
         tune_config=ray.tune.TuneConfig(
-            search_alg=None if listed else make_searcher(config, space),
+            search_alg=None if listed else make_searcher(config, space, _earlier_trials(config)),
             scheduler=make_scheduler(config, space),
             num_samples=1 if listed else config.trials * config.seeds,
             max_concurrent_trials=None if config.scheduler == "pbt" else at_a_time,
@@ -202,13 +246,18 @@ def _make_tuner(config: TuneConfig, space: Space, output: Path, at_a_time: int, 
         ),
         run_config=ray.tune.RunConfig(
             name=TUNE_FOLDER,
-            storage_path=str(output),
+            **ray_storage(Storage.of(config.data), output),
             failure_config=ray.tune.FailureConfig(max_failures=1),
             checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
-            callbacks=[SearchProgress(config, str(output), (len(listed) if listed else config.trials) * config.seeds)],
+            callbacks=[SearchProgress(config, output, (len(listed) if listed else config.trials) * config.seeds)],
             verbose=0,
         ),
     )
+
+
+def _earlier_trials(config: TuneConfig) -> list[Trial]:
+    """Those of the search to learn from."""
+    return read_trials(Storage.of(config.data), absolute(config.warm_start, "earlier search")) if config.warm_start else []
 
 
 def _head_share(config: TuneConfig, at_a_time: int) -> float:
@@ -227,13 +276,13 @@ def _listed_space(config: TuneConfig, listed: Sequence[Settings]) -> dict[str, A
     return {SETTINGS: texts, SEED_INDEX: ray.tune.grid_search(list(range(config.seeds)))}
 
 
-def _collect(config: TuneConfig, space: Space, output: Path, started: float) -> SearchOutcome:
+def _collect(config: TuneConfig, space: Space, output: str, started: float) -> SearchOutcome:
     """What the trials have come to.
 
     Raises:
         TrainingError: none of them gave a result.
     """
-    trials = collect(output, run_trial, config.epochs)
+    trials = collect(Storage.of(config.data), output, run_trial, config.epochs)
     board = leaderboard(trials, config.objective)
     if not board:
         reasons = Counter(trial.error or "no epoch was finished" for trial in trials)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,8 @@ from pathlib import Path
 from fer_ray.config.ensemble import EnsembleConfig
 from fer_ray.config.tune import TuneConfig
 from fer_ray.errors import TrainingError
-from fer_ray.io.storage import Storage
+from fer_ray.io.storage import Storage, join
+from fer_ray.models import bundle
 from fer_ray.models.conversion import add_onnx
 from fer_ray.models.ensemble import combine
 from fer_ray.models.flops import Cost
@@ -36,59 +37,82 @@ class SearchOutcome:
 
     config: TuneConfig
     space: Space
-    output: Path
+    output: str
     trials: Sequence[Trial]
     board: Sequence[LeaderboardEntry]
     costs: Mapping[str, Cost]
     seconds: float
 
     @property
+    def storage(self) -> Storage:
+        """How to get at its folder."""
+        return Storage.of(self.config.data)
+
+    @property
     def best(self) -> LeaderboardEntry:
         """The first of the leaderboard."""
         return self.board[0]
 
-    def bundle_of(self, trial: Trial) -> Path:
+    def bundle_of(self, trial: Trial) -> str:
         """The bundle of a trial's best epoch.
 
         Raises:
             TrainingError: it is gone.
         """
-        found = best_bundle(self.output / TRIALS_FOLDER / trial.trial_id)
+        trials = join(self.output, TRIALS_FOLDER)
+        found = best_bundle(self.storage, join(trials, trial.trial_id))
         if found is None:
-            raise TrainingError(f"The checkpoints of trial {trial.trial_id} are gone from {self.output / TRIALS_FOLDER}.")
+            raise TrainingError(f"The checkpoints of trial {trial.trial_id} are gone from {trials}.")
         return found
 
 
 def write_outputs(outcome: SearchOutcome, progress: Progress) -> None:
     """Write everything, in an order that a resumed search can continue: what takes long comes last and is not done twice."""
     config, output, best = outcome.config, outcome.output, outcome.best.trial
-    storage = Storage()
-    write_trials(storage, str(output), [row for trial in outcome.trials for row in trial.rows()])
-    (output / BEST_FILE).write_text(to_yaml(best.settings), encoding="utf-8")
-    shutil.rmtree(output / BEST_MODEL, ignore_errors=True)
-    shutil.copytree(outcome.bundle_of(best), output / BEST_MODEL)
-    add_onnx(str(output / BEST_MODEL))
+    storage = outcome.storage
+    write_trials(storage, output, [row for trial in outcome.trials for row in trial.rows()])
+    storage.write(join(output, BEST_FILE), to_yaml(best.settings).encode())
+    _write_best_model(outcome)
     facts = {"searcher": config.searcher, "scheduler": config.scheduler, "data set": config.data.dataset, "space": config.space}
     summary = SearchSummary(Path(config.output).name, config.objective, best=best.trial_id, seconds=outcome.seconds, facts=facts)
-    write_report(storage, str(output), summary, outcome.trials, outcome.costs)
+    write_report(storage, output, summary, outcome.trials, outcome.costs)
     if config.low_cost:
         _write_front(outcome)
-    if config.ensemble and not (output / ENSEMBLE).exists():
-        members = tuple(str(outcome.bundle_of(entry.trial)) for entry in outcome.board[: config.ensemble])
-        combine(EnsembleConfig(members, str(output / ENSEMBLE), data=config.data))
-    if config.train_best and not (output / FINAL_MODEL).exists():
+    if config.ensemble and not _has_bundle(outcome, ENSEMBLE):
+        members = tuple(outcome.bundle_of(entry.trial) for entry in outcome.board[: config.ensemble])
+        combine(EnsembleConfig(members, join(output, ENSEMBLE), data=config.data))
+    if config.train_best and not _has_bundle(outcome, FINAL_MODEL):
         full = trial_config(replace(config, epochs=config.train_best), outcome.space, best.settings, output)
-        begun = has_checkpoints(output / f"{FINAL_MODEL}{WORK_SUFFIX}")
-        train_bundle(replace(full, output=str(output / FINAL_MODEL), cpus_per_worker=None, resume=begun), progress)
+        begun = has_checkpoints(storage, join(output, f"{FINAL_MODEL}{WORK_SUFFIX}"))
+        train_bundle(replace(full, output=join(output, FINAL_MODEL), cpus_per_worker=None, resume=begun), progress)
+
+
+def remove_outdated(storage: Storage, output: str) -> None:
+    """Remove what was made of the best trials so far, where more are to come."""
+    for name in (ENSEMBLE, FINAL_MODEL, f"{FINAL_MODEL}{WORK_SUFFIX}"):
+        storage.remove_folder(join(output, name))
+
+
+def _has_bundle(outcome: SearchOutcome, name: str) -> bool:
+    return outcome.storage.stat(join(outcome.output, name, bundle.METADATA_FILE)) is not None
+
+
+def _write_best_model(outcome: SearchOutcome) -> None:
+    """The bundle of the best trial, complete with its ONNX network."""
+    storage, target = outcome.storage, join(outcome.output, BEST_MODEL)
+    with tempfile.TemporaryDirectory(prefix="fer-ray-") as copy:
+        storage.get_folder(outcome.bundle_of(outcome.best.trial), Path(copy))
+        add_onnx(copy)
+        storage.remove_folder(target)
+        storage.put_folder(Path(copy), target, last=bundle.METADATA_FILE)
 
 
 def _write_front(outcome: SearchOutcome) -> None:
     """The settings of every trial that none beats in both, the cheapest first."""
-    folder = outcome.output / FRONT_FOLDER
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder = join(outcome.output, FRONT_FOLDER)
+    outcome.storage.remove_folder(folder)
     points = [(outcome.costs[entry.trial.trial_id].multiply_adds, score(entry.objective, entry.value)) for entry in outcome.board]
     for number, index in enumerate(pareto_front(points), start=1):
         entry = outcome.board[index]
         about = f"# {entry.objective} {entry.value:.4f} at {points[index][0]:,} multiply-adds: trial {entry.trial.trial_id}\n"
-        (folder / f"{number:02d}.yaml").write_text(about + to_yaml(entry.trial.settings), encoding="utf-8")
+        outcome.storage.write(join(folder, f"{number:02d}.yaml"), (about + to_yaml(entry.trial.settings)).encode())

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ray.tune.search import Repeater
+from ray.tune.search import Repeater, SearchGenerator
 from ray.tune.search.repeater import TRIAL_INDEX
 
 from fer_ray.config.recipe import AugmentationConfig, OptimizationConfig
 from fer_ray.config.tune import TuneConfig
 from fer_ray.errors import UsageError
 from fer_ray.models.metrics import LESS_IS_BETTER
+from fer_ray.text import sanitize
 from fer_ray.train.worker import COST
+from fer_ray.tune.results import FAILED
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
+    from fer_ray.tune.results import Trial
     from fer_ray.tune.space.search_space import Settings, Space
 
+LOGGER = logging.getLogger(__name__)
 SETTINGS = "settings_json"  # a key of what Tune calls a configuration
 SEED_INDEX = TRIAL_INDEX  # another
 EPOCH = "epoch"
@@ -67,8 +72,17 @@ def listed_settings(config: TuneConfig, space: Space) -> list[Settings] | None:
     return list(space.grid(config.grid_points))
 
 
-def make_searcher(config: TuneConfig, space: Space) -> Searcher:
-    """Optuna's TPE, or draws at random; with a cost to be kept low, a search for the Pareto front of both."""
+def make_searcher(config: TuneConfig, space: Space, earlier: Sequence[Trial] = ()) -> Searcher:
+    """Optuna's TPE, or draws at random; with a cost to be kept low, a search for the Pareto front of both.
+
+    Args:
+        config: The search.
+        space: What it searches.
+        earlier: Trials of another search that TPE learns from, as far as the space holds them.
+
+    Raises:
+        UsageError: it holds none of them.
+    """
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -77,7 +91,40 @@ def make_searcher(config: TuneConfig, space: Space) -> Searcher:
     sampler = guided if config.searcher == "tpe" else optuna.samplers.RandomSampler(seed=config.search_seed)
     metrics, modes = ([config.objective, COST], [mode(config), "min"]) if config.low_cost else (config.objective, mode(config))
     searcher = OptunaSearch(_Proposer(space), metric=metrics, mode=modes, sampler=sampler)
+    if earlier:
+        _teach(searcher._ot_study, config, space, earlier)
     return _Seeds(searcher, config.seeds) if config.seeds > 1 else searcher
+
+
+def _teach(study: Any, config: TuneConfig, space: Space, earlier: Sequence[Trial]) -> None:
+    """Put the trials of another search into a study, each with the value of its last epoch, which is what a study is told of trials."""
+    from optuna.trial import FixedTrial, create_trial
+
+    taught = 0
+    for trial in earlier:
+        params, value = space.proposed(trial.settings), trial.epochs[-1].value(config.objective) if trial.epochs else None
+        if params is None or value is None or trial.status == FAILED:
+            continue
+        asked = FixedTrial(params)
+        space.suggest(asked)  # which notes what each of them may be
+        study.add_trial(create_trial(value=value, params=params, distributions=asked.distributions))
+        taught += 1
+    if not taught:
+        raise UsageError(f"None of the {len(earlier)} trials in {config.warm_start} lies in this space: leave --warm-start out.")
+    LOGGER.info("learning from %d of %d trials in %s", taught, len(earlier), sanitize(config.warm_start))
+
+
+class MoreTrials(SearchGenerator):  # type: ignore[misc]  # Ray has no types
+    """A restored search that goes on beyond the trials that it was begun with."""
+
+    def __init__(self, searcher: Searcher, at_a_time: int, total: int) -> None:
+        from ray.tune.search import ConcurrencyLimiter
+
+        super().__init__(ConcurrencyLimiter(searcher, at_a_time))
+        self.total = total
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state({**state, "total_samples": self.total})
 
 
 @dataclass(frozen=True)

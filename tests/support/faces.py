@@ -34,5 +34,16 @@ def draw_faces(root: Path, train: int = 160, validation: int = 60) -> Path:
     return root
 
 
+def pixel_csv(root: Path) -> bytes:
+    """The drawn data set as one file, in the form of fer2013.csv."""
+    lines = ["emotion,pixels,Usage"]
+    for usage, split in (("Training", "Training"), ("PublicTest", "val")):
+        for number, name in ((3, "Happiness"), (4, "sad")):
+            for file in sorted((root / split / name).iterdir()):
+                pixels = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+                lines.append(f"{number},{' '.join(map(str, np.ravel(np.asarray(pixels))))},{usage}")
+    return "\n".join(lines).encode()
+
+
 def dataset_of(root: Path) -> Dataset:
     return load_dataset(DatasetConfig(str(root), keep_duplicates=True), 48)

@@ -75,13 +75,19 @@ class Head:
         return next(node for node in self.nodes if any(line.startswith(process) for line in self.processes(node).values()))
 
     def _start(self, flags: list[str], node: str) -> None:
-        """Start a node; Ray gives up when its parts take longer than 30 s, as they do on a machine with much else to do."""
+        """Start a node, with temporary files and a working folder of its own, as on a machine of its own.
+
+        Ray gives up when its parts take longer than 30 s, as they do on a machine with much else to do.
+        """
         command = [RAY, "start", "--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"]
         command += ["--object-store-memory=100000000", "--include-log-monitor=false"]
         command += [f"--dashboard-agent-listen-port={free_port()}", *flags]
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"} | {NODE_MARK: node}
+        own = self.folder / f"{node[:4]}-files"
+        own.mkdir(exist_ok=True)
+        environment["TMPDIR"] = str(own)
         for _ in range(3):
-            started = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=400, check=False)
+            started = subprocess.run(command, cwd=own, env=environment, capture_output=True, text=True, timeout=400, check=False)
             if started.returncode == 0:
                 return
             self.kill(node)

@@ -19,6 +19,8 @@ import yaml
 from botocore.validate import ParamValidator
 
 import fer_ray
+from fer_ray.cli.flags import parse
+from fer_ray.config.tune import TuneConfig
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"
@@ -44,6 +46,11 @@ def cluster() -> dict[str, Any]:
 def manifests() -> dict[str, dict[str, Any]]:
     documents = [d for name in ("rayjob", "nightly") for d in yaml.safe_load_all((KUBERAY / f"{name}.yaml").read_text())]
     return {document["kind"]: document for document in documents}
+
+
+def search_job() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((KUBERAY / "search.yaml").read_text())
+    return content
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +99,8 @@ def test_ray_and_python_are_the_pinned_ones_in_every_image() -> None:
         assert {name.rpartition("-")[0] for name in found} == {image}, file
     spec = manifests()["RayJob"]["spec"]["rayClusterSpec"]
     assert spec["rayVersion"] == pins()["ray"]
-    images = re.findall(r"fer-ray:(\d\S+)", "".join((ROOT / "deploy" / name).read_text() for name in ("Dockerfile", "kuberay/rayjob.yaml")))
+    files = ("Dockerfile", "kuberay/rayjob.yaml", "kuberay/search.yaml")
+    images = re.findall(r"fer-ray:(\d\S+)", "".join((ROOT / "deploy" / name).read_text() for name in files))
     assert set(images) == {fer_ray.__version__}
 
 
@@ -147,6 +155,7 @@ def test_kuberay_and_kubernetes_know_every_field() -> None:
     for kind, manifest in kinds.items():
         own = schema.evolve(schema=schema.schema | {"oneOf": [{"$ref": f"#/$defs/{kind}"}]})
         assert [f"{kind} {error.json_path}: {error.message}" for error in own.iter_errors(manifest)] == []
+    assert [error.message for error in schema.iter_errors(search_job())] == []
     wrong = copy.deepcopy(kinds["RayJob"])
     wrong["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplica"] = 1
     assert not schema.is_valid(wrong)
@@ -161,6 +170,11 @@ def test_the_ray_job_starts_from_nothing_and_ends_with_nothing() -> None:
     assert all(group["minReplicas"] == group["replicas"] == 0 for group in groups)
     cpus = [int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]) * group["maxReplicas"] for group in groups]
     assert f"--workers {sum(cpus)}" in spec["entrypoint"]
+    search = search_job()["spec"]
+    assert search["rayClusterSpec"] | {"workerGroupSpecs": groups} == spec["rayClusterSpec"], "the cluster of a search is that of a night"
+    options = parse(TuneConfig, search["entrypoint"].split()[2:], "")
+    assert options.output.startswith("s3://")
+    assert options.max_concurrent == sum(cpus) / (options.cpus_per_worker or 1), "as many trials as its machines have room for"
 
 
 KUBECTL = """#!/bin/sh

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from faces import pixel_csv
 from heads import Head
-from stores import free_port
+from stores import S3Server, free_port
 
 from fer_ray import Labeler
 from fer_ray.cli.flags import parse
@@ -24,6 +27,7 @@ from fer_ray.tune.results import read_trials
 
 IMAGES = 900  # 14 parts: some are left when the first has been seen, for two processes on each of two nodes
 EPOCHS = 6
+MANY_EPOCHS = 10  # some are left when a node and a driver have died
 METRICS, OURS = free_port(), "ray_fer_ray_"
 SMALL = ["--stem", 8, "--widths", 16, 32, "--depths", 1, 1, "--batch-size", 16, "--keep-duplicates"]
 SMALL += ["--learning-rate", 0.004, "--weight-average", 0.9]
@@ -31,8 +35,8 @@ SPACE = "stem: {choice: [4, 8]}\nwidths: [8, 16]\ndepths: [1, 1]\nlearning_rate:
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    running = Head()
+def head(s3_server: S3Server) -> Iterator[Head]:
+    running = Head(environment=dict(s3_server.environment))
     try:
         running.start()
         running.add_node("--num-gpus=1", f"--metrics-export-port={METRICS}")  # a GPU that ONNX Runtime will not find
@@ -126,44 +130,81 @@ def test_wrong_usage_of_a_submitted_job_fails_with_its_sentence(head: Head) -> N
     assert head.logs("wrong")[-1].startswith("error: The output tables would lie in Ray's copy of the working folder")
 
 
-def test_two_workers_train_one_network_though_the_node_of_one_dies(head: Head, drawn_faces: Path, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Bucket:
+    """What a cluster without a common folder has in common."""
+
+    storage: Storage
+    place: str
+
+    @property
+    def dataset(self) -> tuple[str, ...]:
+        """The flags that name the data set in it."""
+        return "--dataset", f"{self.place}/fer2013.csv", "--s3-endpoint", self.storage.s3_endpoint
+
+    def epochs(self) -> int:
+        """How many epochs the trainings in there have finished."""
+        files = [entry.image_uri for entry in self.storage.list_files(self.place) if entry.image_uri.endswith("/progress.jsonl")]
+        return sum(len(self.storage.read(file).splitlines()) for file in files)
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, drawn_faces: Path) -> Bucket:
+    """A bucket with a data set in it."""
+    name = f"team-{uuid.uuid4().hex[:8]}"
+    s3_server.client().create_bucket(Bucket=name)
+    found = Bucket(Storage(s3_server.endpoint), f"s3://{name}")
+    found.storage.write(f"{found.place}/fer2013.csv", pixel_csv(drawn_faces))
+    return found
+
+
+def kill_node_and_then_driver(head: Head, bucket: Bucket, job: str) -> None:
+    """In the middle of the work, which goes on after the first."""
+    wait_for(bucket.epochs, head, job)
+    head.kill(head.node_of("ray::RayTrainWorker"))
     two_nodes(head)
-    line = ["--dataset", drawn_faces, "--output", tmp_path / "model", *SMALL, "--epochs", EPOCHS, "--patience", EPOCHS]
-    head.submit("train", "train", *line, "--workers", 2, "--cpus-per-worker", 2, wait=False)  # on each node one
-    wait_for(lambda: list(tmp_path.glob("model.training/train/checkpoint_*/state.npz")), head, "train")
-    head.kill(head.node_of("ray::RayTrainWorker"))  # the other worker waits for this one's gradients
+    found = bucket.epochs()
+    wait_for(lambda: bucket.epochs() > found, head, job)
+    head.kill_driver(job)
+    wait_for(lambda: head.info(job)["status"] == "FAILED", head, job)
+
+
+def test_machines_that_share_nothing_but_s3_train_one_network_though_one_of_them_dies_and_then_the_driver(
+    head: Head, bucket: Bucket, tmp_path: Path
+) -> None:
     two_nodes(head)
-    wait_for(lambda: head.info("train")["status"] in ("SUCCEEDED", "FAILED"), head, "train")
-    assert json.loads(head.logs("train")[-1])["accuracy"] > 0.9
-    history = pq.read_table(tmp_path / "model" / "history.parquet").to_pylist()
-    assert [row["epoch"] for row in history] == list(range(1, EPOCHS + 1))
+    line: list[object] = [*bucket.dataset, "--output", f"{bucket.place}/model"]
+    line += [*SMALL, "--epochs", MANY_EPOCHS, "--patience", MANY_EPOCHS, "--workers", 2, "--cpus-per-worker", 2]  # on each node one
+    head.submit("train", "train", *line, wait=False)
+    kill_node_and_then_driver(head, bucket, "train")  # the other worker waits for the dead one's gradients
+    resumed = head.submit("trained", "train", *line, "--resume")
+    assert resumed.returncode == 0, resumed.stdout
+    assert json.loads(head.logs("trained")[-1])["accuracy"] > 0.9
+    names = {entry.image_uri.removeprefix(f"{bucket.place}/") for entry in bucket.storage.list_files(bucket.place)}
+    assert {name.split("/")[0] for name in names} == {"fer2013.csv", "model"}, "the rest is removed"
+    assert {"model/bundle.json", "model/model.onnx", "model/model.keras"} <= names
+    assert [name for name in names if name.startswith("model/tensorboard/events.out.tfevents.")]
+    bucket.storage.get_folder(f"{bucket.place}/model", tmp_path)
+    history = pq.read_table(tmp_path / "history.parquet").to_pylist()
+    assert [row["epoch"] for row in history] == list(range(1, MANY_EPOCHS + 1))
     assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]
 
 
-def test_a_search_whose_node_and_then_driver_die_goes_on_and_has_every_trial_once(
-    head: Head, drawn_faces: Path, photographs: dict[str, Path], tmp_path: Path
+def test_a_search_over_machines_that_share_nothing_but_s3_whose_node_and_then_driver_die_goes_on_and_has_every_trial_once(
+    head: Head, bucket: Bucket, photographs: dict[str, Path], tmp_path: Path
 ) -> None:
     two_nodes(head)
-    output = tmp_path / "search"
+    output = f"{bucket.place}/search"
     (tmp_path / "space.yaml").write_text(SPACE)
-    line = ["--dataset", drawn_faces, "--keep-duplicates", "--output", output, "--space", tmp_path / "space.yaml"]
+    line: list[object] = [*bucket.dataset, "--keep-duplicates", "--output", output, "--space", tmp_path / "space.yaml"]
     line += ["--trials", 1, "--seeds", 2, "--max-concurrent", 1, "--epochs", EPOCHS]
-
-    def epochs() -> int:
-        return sum(len(file.read_text().splitlines()) for file in output.glob("trials/*/progress.jsonl"))
-
     head.submit("tune", "tune", *line, wait=False)
-    wait_for(lambda: epochs() >= 1, head, "tune")
-    head.kill(head.node_of("ray::RayTrainWorker"))
-    found = epochs()
-    wait_for(lambda: epochs() > found, head, "tune")
-    head.kill_driver("tune")
-    wait_for(lambda: head.info("tune")["status"] == "FAILED", head, "tune")
+    kill_node_and_then_driver(head, bucket, "tune")
     resumed = head.submit("resumed", "tune", *line, "--resume")
     assert resumed.returncode == 0, resumed.stdout
     summary = json.loads(head.logs("resumed")[-1])
     assert (summary["trials"], summary["completed"], summary["failed"]) == (2, 2, 0)
-    trials = read_trials(Storage(), str(output))
+    trials = read_trials(bucket.storage, output)
     assert sorted(trial.seed for trial in trials) == [7, 8]
     assert len({trial.configuration for trial in trials}) == 1
     numbers = [[epoch.epoch for epoch in trial.epochs] for trial in trials]
@@ -172,8 +213,9 @@ def test_a_search_whose_node_and_then_driver_die_goes_on_and_has_every_trial_onc
     bests = [epoch.accuracy for trial in trials if (epoch := trial.best("accuracy")) and epoch.accuracy is not None]
     assert summary["best_value"] == pytest.approx(sum(bests) / 2, abs=1e-4), "a configuration stands with the mean of its seeds"
 
-    best = parse(TrainConfig, ["--config", str(output / "best.yaml"), "--dataset", "d", "--output", "o"], "")
-    assert best.recipe.model.stem == yaml.safe_load((output / "best.yaml").read_text())["stem"]
-    assert "Settings and objective" in (output / "index.html").read_text()
-    (image,) = Labeler(str(output / "best_model")).label([photographs["astronaut"]])
+    bucket.storage.get_folder(output, tmp_path)
+    best = parse(TrainConfig, ["--config", str(tmp_path / "best.yaml"), "--dataset", "d", "--output", "o"], "")
+    assert best.recipe.model.stem == yaml.safe_load((tmp_path / "best.yaml").read_text())["stem"]
+    assert "Settings and objective" in (tmp_path / "index.html").read_text()
+    (image,) = Labeler(str(tmp_path / "best_model")).label([photographs["astronaut"]])
     assert set(image.faces[0].probabilities) == {"happy", "sad"}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import struct
@@ -20,12 +21,13 @@ import pytest
 import ray
 from faces import TINY, dataset_of
 
-from fer_ray import Labeler
+from fer_ray import Labeler, cluster
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.recipe import ModelConfig, OptimizationConfig, Recipe
 from fer_ray.config.train import TrainConfig
 from fer_ray.data.dataset import Dataset, Split
 from fer_ray.errors import TrainingError, UsageError
+from fer_ray.io.storage import Storage
 from fer_ray.models import bundle, keras_bundle
 from fer_ray.train import trainer
 from fer_ray.train.job import check_places, train
@@ -163,10 +165,11 @@ def test_a_training_that_version_0_1_began_resumes_after_its_last_epoch(drawn_fa
     optimization = OptimizationConfig(epochs=60, patience=60, batch_size=16, weight_average=0.9)
     data = DatasetConfig(str(drawn_faces), keep_duplicates=True)
     config = TrainConfig(str(tmp_path / "model"), resume=True, data=data, recipe=Recipe(model, optimization=optimization))
-    check_places(config, tmp_path / "model", tmp_path / "model.training")  # refuses other settings than those of the request
+    work = str(tmp_path / "model.training")
+    check_places(Storage(), config, str(tmp_path / "model"), work)  # refuses other settings than those of the request
     (checkpoint,) = (tmp_path / "model.training" / "train").iterdir()
     begun = pq.read_table(checkpoint / "best" / bundle.HISTORY_FILE).to_pylist()
-    run = TrainingRun(config, str(tmp_path / "model.training"), until=len(begun) + 1)
+    run = TrainingRun(config, work, until=len(begun) + 1)
     rows: list[dict[str, Any]] = []
     train_as(SingleWorker(), run, dataset_of(drawn_faces), str(checkpoint), lambda row, checkpoint: rows.append(row))
     assert [row["epoch"] for row in rows] == [len(begun) + 1]
@@ -178,7 +181,8 @@ def test_a_training_that_version_0_1_began_resumes_after_its_last_epoch(drawn_fa
     [
         ({"batch_size": 15}, "cannot be shared evenly"),
         ({"batch_size": 512}, "fewer than a batch of 512: lower --batch-size"),
-        ({"output": "s3://bucket/model"}, "a folder that all machines see"),
+        ({"output": "s3://bucket"}, "a whole bucket: give s3://bucket/name"),
+        ({"output": "https://server/model"}, "cannot be written: results go to folders, and to s3://"),
         ({"resume": True}, "no training into .* to resume"),
         ({"start_from": "/nowhere"}, "missing"),
         ({"teacher": ("ferplus",)}, "The teacher .*ferplus knows angry, .*, the data set only happy, sad"),
@@ -212,6 +216,19 @@ def test_teachers_have_their_shares_in_the_targets_of_training_alone() -> None:
     large = dataclasses.replace(config, recipe=Recipe(ModelConfig(image_size=64)))
     with pytest.raises(UsageError, match="sees images of 48 pixels, gray, not 64 pixels, gray"):
         with_teachers(Dataset(eight.classes, {"train": split}, ""), large)
+
+
+def test_a_training_whose_machines_never_come_says_what_it_waits_for_and_ends_after_the_time_that_was_set(
+    drawn_faces: Path, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # a cluster that may grow
+    monkeypatch.setenv(trainer.START_LIMIT, "1")
+    monkeypatch.setattr(cluster, "NOTE_SECONDS", 0.2)
+    caplog.set_level(logging.INFO, logger="fer_ray")
+    ended = "waited 2s for its workers, and the cluster has 2 CPUs, of which . CPUs? are free: add machines, or raise --wait-for-machines"
+    with pytest.raises(TrainingError, match=ended):
+        train(config_of(drawn_faces, tmp_path / "model", workers=4, wait_for_machines="2s"))
+    assert [line for line in caplog.messages if line.startswith("waiting for 4 CPUs: the cluster has 2 CPUs, of which ")]
 
 
 def test_a_training_that_ran_out_of_memory_says_so_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Searches on this machine; tests/system/test_submission.py has one on a cluster whose parts die."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -7,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from faces import draw_face
+from optuna.storages.journal import JournalFileBackend
 
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.tune import TuneConfig
@@ -16,10 +19,12 @@ from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import Storage
 from fer_ray.models import bundle
 from fer_ray.tune import progress
-from fer_ray.tune.job import tune
+from fer_ray.tune.job import _earlier_trials, tune
 from fer_ray.tune.progress import SearchProgress
 from fer_ray.tune.results import read_trials
-from fer_ray.tune.searchers import SETTINGS
+from fer_ray.tune.searchers import SETTINGS, make_searcher
+from fer_ray.tune.space.search_space import parse_space
+from fer_ray.tune.study import STUDY_FILE
 from fer_ray.tune.trial import run_trial
 from fer_ray.tune.trial_dirs import collect
 
@@ -99,10 +104,46 @@ def test_a_search_whose_trials_all_fail_alike_ends_with_the_reason_and_the_next_
     with pytest.raises(UsageError, match="exists already: resume the search with --resume"):
         search(tmp_path, Path("faces"), **asked)
 
+    asked |= {"trials": 3, "ensemble": 0, "train_best": 0}
+    assert search(tmp_path, Path("faces"), **asked, resume=True)["completed"] == 3
+    more = read_trials(Storage(), str(tmp_path / "search"))
+    assert [trial for trial in more if trial in trials] == trials, "those that were there are not trained again"
+    assert not (tmp_path / "search" / "ensemble").exists(), "what was made of the best so far is not shown as that of the best"
+    with pytest.raises(UsageError, match="begun with --trials 3: give as many or more"):
+        search(tmp_path, Path("faces"), **(asked | {"trials": 2}), resume=True)
+    learns_from_an_earlier_search(tmp_path / "search", data)
+    is_a_study_of_optuna(tmp_path / "search")
+
     name_what_is_damaged(tmp_path / "search", trials[0].trial_id)
     (tmp_path / "search" / "tune" / "tuner.pkl").write_bytes(OF_0_1)
     with pytest.raises(UsageError, match="begun by another version of fer_ray: finish it with that version, or name a new folder"):
         search(tmp_path, Path("faces"), **asked, resume=True)
+
+
+def learns_from_an_earlier_search(earlier: Path, data: DatasetConfig) -> None:
+    config = TuneConfig("unused", warm_start=str(earlier), data=data)
+    space = parse_space(SPACE, "s.yaml")
+    taught = make_searcher(config, space, _earlier_trials(config))._ot_study.trials
+    found = read_trials(Storage(), str(earlier))
+    told = [json.loads(json.dumps(space.settings(trial.params))) for trial in taught]
+    assert told == [trial.settings for trial in found]
+    assert [trial.value for trial in taught] == [trial.epochs[-1].accuracy for trial in found]
+    narrow = parse_space(SPACE.replace("[4, 8]", "[2, 16]"), "s.yaml")
+    with pytest.raises(UsageError, match=r"None of the 3 trials in .* lies in this space"):
+        make_searcher(config, narrow, _earlier_trials(config))
+
+
+def is_a_study_of_optuna(output: Path) -> None:
+    """What optuna-dashboard shows, those of the first start included."""
+    backend = JournalFileBackend(str(output / STUDY_FILE))
+    study = optuna.load_study(study_name="search", storage=optuna.storages.JournalStorage(backend))
+    trials = {trial.trial_id: trial for trial in read_trials(Storage(), str(output))}
+    shown = {trial.user_attrs["trial"]: trial for trial in study.trials}
+    assert set(shown) == set(trials)
+    for name, trial in trials.items():
+        assert shown[name].state.name in ("COMPLETE", "RUNNING")
+        assert shown[name].intermediate_values == {epoch.epoch: epoch.accuracy for epoch in trial.epochs}
+        assert shown[name].params["stem"] == trial.settings["stem"]
 
 
 def name_what_is_damaged(output: Path, trial_id: str) -> None:
@@ -111,9 +152,9 @@ def name_what_is_damaged(output: Path, trial_id: str) -> None:
     for damaged, removed in ((history, history.parents[1]), (folder / "settings.json", folder)):
         damaged.write_text("{")
         with pytest.raises(TrainingError, match=rf"The file {damaged} cannot be read \(.*\): remove {removed} to do without it"):
-            collect(output, run_trial, 1)
+            collect(Storage(), str(output), run_trial, 1)
         shutil.rmtree(removed)
-        assert [len(trial.epochs) for trial in collect(output, run_trial, 2)][-1:] == [2]
+        assert [len(trial.epochs) for trial in collect(Storage(), str(output), run_trial, 2)][-1:] == [2]
 
 
 def test_a_search_shows_the_best_epoch_of_all_trials_not_the_last_and_counts_a_stopped_trial_as_done(tmp_path: Path) -> None:

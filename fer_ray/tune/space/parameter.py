@@ -100,6 +100,10 @@ class Parameter:
             return self._number(proposed)
         return next(value for value in self.values if _scalar(value) == proposed)
 
+    def encode(self, value: Any) -> Any:
+        """What a study stores for one of the setting's values: the other way round than `decode`."""
+        return value if self.kind in RANGES else _scalar(value)
+
     def random(self, generator: np.random.Generator) -> Any:
         """A value drawn evenly, for `log` kinds by its logarithm."""
         if self.kind not in RANGES:

@@ -82,6 +82,23 @@ class Space:
         """The flat settings behind the parameters that a study has stored for a trial (`trial.params`)."""
         return self._draw(lambda parameter: parameter.values[0] if parameter.fixed else parameter.decode(proposed[parameter.name]))
 
+    def proposed(self, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The parameters that a study would have stored for these settings; None where the space does not hold them."""
+        known = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+        drawn: Settings = {}
+        stored: dict[str, Any] = {}
+        for group in self.groups:
+            parameter = _applying(group, drawn)
+            if parameter is None:
+                continue
+            value = known.get(parameter.setting, parameter.values[0] if parameter.fixed else None)
+            if value is None or not parameter.takes(value):
+                return None
+            drawn[parameter.setting] = value
+            if not parameter.fixed:
+                stored[parameter.name] = parameter.encode(value)
+        return stored
+
     def grid(self, points: int) -> Iterator[Settings]:
         """Every combination once, with `points` values of each range.
 
