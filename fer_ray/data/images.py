@@ -13,6 +13,7 @@ import numpy as np
 from fer_ray.config.crop import DEFAULT_CROP, CropGeometry
 from fer_ray.config.label import LabelingOptions
 from fer_ray.config.recipe import GRAY, RGB
+from fer_ray.data.disk_images import empty_images
 from fer_ray.data.sample import Sample
 from fer_ray.errors import ImageError
 from fer_ray.io.storage import Storage, is_remote
@@ -108,7 +109,7 @@ def read_images(storage: Storage, samples: Sequence[Sample], crops: FaceCrops, k
         StorageError: nothing can be read with these credentials or from this bucket.
     """
     shape = (len(samples), crops.size, crops.size, *((3,) if crops.color == RGB else ()))
-    images = np.zeros(shape, np.uint8) if keep_images else None
+    images = empty_images(shape) if keep_images else None
     thumbnails = np.zeros((len(samples), THUMBNAIL, THUMBNAIL), np.uint8)
     faces = DecodedImages(images, [b""] * len(samples), [b""] * len(samples), thumbnails, {})
     options = LabelingOptions()

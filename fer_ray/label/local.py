@@ -23,13 +23,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
-import psutil
-
 from fer_ray.errors import FerRayError, StorageError
 from fer_ray.label.parts import PartWorker, count, make_part_labeler
 from fer_ray.label.plan import Part, Plan, unfinished
 from fer_ray.label.result import LabeledImage
 from fer_ray.label.run import Run
+from fer_ray.memory import free_bytes
 
 FEW_IMAGES = 32_000  # 40 s of portraits or four minutes of photographs on two CPUs; Ray's own processes take 15 s of these
 MAX_STARTS = 4  # of a part: one that ends so many processes is left to Ray
@@ -69,7 +68,7 @@ def label_few(
     counts: Counter[str] = Counter()
     begun: Counter[int] = Counter()  # how often each part was, by its first row
     images, first, last = sum(part.images for part in parts), 0.0, 0.0
-    processes = max(1, min(run.config.workers or MAX_PROCESSES, MAX_PROCESSES, _cpus(), _memory_bytes() // BYTES_PER_PROCESS, len(parts)))
+    processes = max(1, min(run.config.workers or MAX_PROCESSES, MAX_PROCESSES, _cpus(), free_bytes() // BYTES_PER_PROCESS, len(parts)))
     waiting, running = _shares(parts, processes), 0
     told: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     with ExitStack() as started:
@@ -105,14 +104,6 @@ def _cpus() -> int:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         cpus = min(cpus, max(1, int(quota) // int(period)))
     return cpus
-
-
-def _memory_bytes() -> int:
-    """The memory that is free for processes; a container often has less than its machine."""
-    free = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):
-        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    return int(free)
 
 
 def _shares(parts: Sequence[Part], count: int) -> list[list[Part]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fer_ray.config.recipe import Recipe
 from fer_ray.data.dataset import Dataset, Split
+from fer_ray.data.disk_images import empty_images
 from fer_ray.models import metrics
 from fer_ray.models.architectures import build
 from fer_ray.models.keras_bundle import predict_logits
@@ -103,7 +104,10 @@ def _poor(split: Split, recipe: Recipe) -> Split | None:
     if not recipe.augmentation.degrade:
         return None
     generator = np.random.default_rng(recipe.optimization.seed)
-    return replace(split, images=np.stack([degrade(image, recipe.augmentation, generator) for image in split.images]))
+    images = empty_images(split.images.shape)
+    for position, image in enumerate(split.images):
+        images[position] = degrade(image, recipe.augmentation, generator)
+    return replace(split, images=images)
 
 
 def make_network(recipe: Recipe, class_count: int, weights: str = "none") -> keras.Model:
@@ -137,7 +141,6 @@ def has_fast_bfloat16() -> bool:
 
 def _shared_logits(network: keras.Model, split: Split, workers: Workers) -> AnyArray:
     """Logits of all images of the split, each worker computing its share."""
-    mine = np.arange(workers.rank, len(split), workers.count)
     logits = np.zeros((len(split), split.targets.shape[1]), np.float32)
-    logits[mine] = predict_logits(network, split.images[mine])
+    logits[workers.rank :: workers.count] = predict_logits(network, split.images[workers.rank :: workers.count])
     return workers.sum(logits)

@@ -17,6 +17,8 @@ from fer_ray.models import bundle
 from fer_ray.models.bundle import Bundle
 from fer_ray.models.onnx_network import OnnxNetwork
 
+CHUNK = 4096  # images of which mirror images are made at a time, where a teacher wants them
+
 
 def with_teachers(data: Dataset, config: TrainConfig) -> Dataset:
     """The data set with training targets of which each teacher's calibrated probabilities have their share.
@@ -32,7 +34,9 @@ def with_teachers(data: Dataset, config: TrainConfig) -> Dataset:
     for name, share in zip(config.teacher, config.teacher_shares, strict=True):
         with loaded_teacher(config, name, data.classes) as teacher:
             columns = [data.classes.index(emotion) for emotion in teacher.classes]
-            targets[:, columns] += share * teacher.probabilities(images).astype(np.float32)
+            for start in range(0, len(images), CHUNK):
+                answers = teacher.probabilities(images[start : start + CHUNK])
+                targets[start : start + CHUNK, columns] += share * answers.astype(np.float32)
     return replace(data, splits={**data.splits, TRAIN: replace(data.train, targets=targets)})
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from faces import TINY, dataset_of
 
 from fer_ray.config.dataset import DatasetConfig
 from fer_ray.config.recipe import AugmentationConfig, ModelConfig, OptimizationConfig, Recipe
+from fer_ray.data import disk_images
 from fer_ray.data.dataset import Dataset, load_dataset
-from fer_ray.errors import TrainingError
+from fer_ray.data.disk_images import DiskImages
+from fer_ray.errors import DatasetError, TrainingError
 from fer_ray.train.augment import augment, training_batches, weights_of_classes
 from fer_ray.train.loop import make_network, train_epochs
 
@@ -128,6 +131,23 @@ def test_a_training_on_poor_images_is_judged_on_poor_ones_too(few: Dataset) -> N
     assert 0 <= epoch.row()["degraded_accuracy"] <= 1
     (without,) = train_epochs(few, recipe(epochs=1))
     assert "degraded_accuracy" not in without.row()
+
+
+def test_a_data_set_that_is_larger_than_memory_trains_from_disk_as_one_that_fits(
+    few: Dataset, drawn_faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_images, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(disk_images, "RESIDENT_BYTES", 100_000)  # a few dozen images
+    on_disk = load_dataset(DatasetConfig(str(drawn_faces), keep_duplicates=True, limit=64), 48)
+    assert isinstance(on_disk.train.images, DiskImages)
+    assert on_disk.sha256 == few.sha256
+    assert np.array_equal(on_disk.train.images, few.train.images)
+    settings = recipe(epochs=1, augmentation=dataclasses.replace(OFF, degrade=0.5))
+    (epoch,), (expected,) = train_epochs(on_disk, settings), train_epochs(few, settings)
+    assert epoch.row() | {"seconds": 0} == pytest.approx(expected.row() | {"seconds": 0}, rel=1e-5)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(DatasetError, match=r"too large for this machine .*: point TMPDIR to a larger disk"):
+        load_dataset(DatasetConfig(str(drawn_faces), keep_duplicates=True, limit=64), 48)
 
 
 def test_an_epoch_shows_every_image_once_however_many_workers_share_it(data: Dataset) -> None:
