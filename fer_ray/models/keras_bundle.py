@@ -23,7 +23,7 @@ from fer_ray.errors import BundleError
 from fer_ray.models import bundle
 from fer_ray.models.architectures import build
 from fer_ray.models.bundle import Bundle, Member
-from fer_ray.models.calibration import is_at_bound
+from fer_ray.models.calibration import has_few_errors, is_at_bound
 from fer_ray.models.sizes import BYTES, size_of
 from fer_ray.models.weights_file import BROKEN, checked_weights
 from fer_ray.typing import Float32Array, UInt8Array
@@ -116,7 +116,12 @@ def save(folder: str, members: Sequence[Member[KerasNetwork]], description: Desc
             "inside_the_network": "everything else",
             "crop": asdict(description.crop),
         },
-        "calibration": {"method": "temperature", "temperature": description.temperature, "at_bound": is_at_bound(description.temperature)},
+        "calibration": {
+            "method": "temperature",
+            "temperature": description.temperature,
+            "at_bound": is_at_bound(description.temperature),
+            "bounded": has_few_errors(description.validation),
+        },
         "metrics": {"validation": description.validation},
         "lineage": description.lineage,
         "versions": {"fer-ray": fer_ray.__version__} | {name: metadata.version(name) for name in ("keras", "tensorflow", "numpy")},

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fer_ray.models import metrics
-from fer_ray.models.calibration import MIN_TEMPERATURE, calibrate, fit_temperature, is_at_bound
+from fer_ray.models.calibration import calibrate, fit_temperature
 from fer_ray.typing import BoolArray, Float64Array, IntArray
 
 
@@ -31,13 +31,20 @@ def test_the_temperature_undoes_overconfidence() -> None:
     assert metrics.expected_calibration_error(honest * 3, labels, temperature) < 0.015
 
 
-def test_a_temperature_at_the_end_of_its_range_is_not_claimed_silently(caplog: pytest.LogCaptureFixture) -> None:
-    labels = np.arange(40) % 2
-    temperature, _ = calibrate(np.eye(2)[labels], labels)  # always right: the surer, the better
-    assert temperature == pytest.approx(MIN_TEMPERATURE, rel=0.001)
-    assert is_at_bound(temperature)
-    assert "not calibrated" in caplog.text
-    assert not is_at_bound(calibrate(np.eye(2)[labels], np.where(np.arange(40) % 10, labels, 1 - labels))[0])
+def test_a_model_validated_without_errors_does_not_claim_certainty_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.arange(185) % 7
+    logits = np.random.default_rng(0).normal(0, 1, (185, 7)) + 9 * np.eye(7)[labels]  # right in all 185, as where frames leak
+    assert fit_temperature(logits, labels) < 0.2  # the surer, the better
+    temperature, figures = calibrate(logits, labels)
+    confidence = metrics.softmax(logits, temperature).max(axis=1)
+    assert figures["accuracy"] == 1
+    assert confidence.mean() == pytest.approx(185 / (185 + 1.96**2), abs=1e-4)
+    assert (confidence > 0.99).mean() < 0.5 < (metrics.softmax(logits).max(axis=1) > 0.99).mean()
+    assert "fewer than 10 errors in 185 images" in caplog.text
+    few, many = np.arange(40) % 2, np.arange(400) % 2
+    assert metrics.softmax(np.eye(2)[few], calibrate(np.eye(2)[few], few)[0]).max() < 0.92
+    erring = np.where(np.arange(400) % 10, many, 1 - many)  # 40 errors: what is fitted counts
+    assert calibrate(np.eye(2)[many], erring)[0] == pytest.approx(fit_temperature(np.eye(2)[many], erring))
 
 
 def test_probabilities_of_huge_logits_are_finite_and_add_up() -> None:
