@@ -296,7 +296,8 @@ class Film:
 
 
 def _slot(time_ms: int, rate: Fraction) -> int:
-    return time_ms * rate.numerator // (1000 * rate.denominator)
+    """Half a millisecond is added, as times are rounded: 33 ms may be a thirtieth of a second."""
+    return (2 * time_ms + 1) * rate.numerator // (2000 * rate.denominator)
 
 
 _PICTURES = 0x0400 | 0x0800 | 0x100000  # FFmpeg's dispositions of covers, thumbnails and stills

@@ -97,7 +97,7 @@ class Cutter:
         rate, length_ms = self.settings.rate, 1000 * (facts.seconds or 0)
         slots = max(MIN_FRAMES, math.ceil(MIN_SECONDS * rate))
         starts = [0]
-        while (start := math.ceil(len(starts) * slots * 1000 / rate)) < length_ms:
+        while (start := math.ceil(len(starts) * slots * 1000 / rate - Fraction(1, 2))) < length_ms:
             starts.append(start)
         ends = [*starts[1:], None]
         lengths = [(length_ms if end is None else end) - start for start, end in zip(starts, ends, strict=True)]

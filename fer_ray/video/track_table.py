@@ -36,15 +36,15 @@ class TrackTable:
             probabilities = np.nan_to_num(_matrix(faces, _PROBABILITIES))
             ends = np.cumsum(images["face_count"].to_numpy())
             scenes = images["scene"]
-            for row in np.flatnonzero(times.is_valid().to_numpy()).tolist():
-                film = films[row].as_py()
+            # By their names 10 s come before 2 s, and so does a run that labels kept crops anew.
+            rows = [(films[row].as_py(), times[row].as_py(), row) for row in np.flatnonzero(times.is_valid().to_numpy()).tolist()]
+            for film, time_ms, row in sorted(rows):
                 if film != self._film:
                     self._finish()
                     self._film, self._tracker = film, Tracker()
                     self._provenance = {name: images[name][row].as_py() for name in TRACKS.names if name in images.column_names[1:]}
                 own = slice(int(ends[row - 1]) if row else 0, int(ends[row]))
-                found = self._tracker.follow(times[row].as_py(), boxes[own], scores[own], probabilities[own], scenes[row].as_py())
-                tracks[own] = found
+                tracks[own] = self._tracker.follow(time_ms, boxes[own], scores[own], probabilities[own], scenes[row].as_py())
             self._keep(self._tracker.ended())
         column = pa.array(tracks, pa.int32(), mask=tracks < 0)
         return faces.set_column(faces.schema.get_field_index("track_id"), FACES.field("track_id"), column)

@@ -70,6 +70,12 @@ def test_a_film_of_a_changing_rate_is_read_by_its_times_and_never_by_counting(tm
     assert in_stretches(path, range(0, 9001, 1500), 1500, Fraction(2), is_one_pass=False) == times(open_film(path), rate=Fraction(2))
 
 
+def test_a_film_of_thirty_frames_a_second_gives_all_of_them_at_thirty(tmp_path: Path) -> None:
+    path = write_film(tmp_path / "film.mp4", drawn(90), rate=30)
+    assert times(open_film(path), rate=Fraction(30)) == times_of(path)
+    assert times(open_film(path), rate=Fraction(3)) == [0, 333, 667, 1000, 1333, 1667, 2000, 2333, 2667]
+
+
 def test_a_real_film_gives_its_frames_in_its_colours_and_size() -> None:
     film = open_film(CARPHONE)
     frames = list(film.frames(0, None, Fraction(1)))
