@@ -20,7 +20,10 @@ from fer_ray.errors import FerRayError, UsageError
 from fer_ray.models import bundle
 from fer_ray.relabel.job import relabel
 
-DECIDED = ("sharpness", "emotion", "confidence", "labeled_at", "run_id", "model_version", "model_name", "schema_version")
+DECIDED = (
+    *("sharpness", "quality", "occluded", "emotion", "confidence"),
+    *("labeled_at", "run_id", "model_version", "model_name", "schema_version"),
+)
 
 
 def rows(output: Path, sql: str) -> list[tuple[Any, ...]]:
