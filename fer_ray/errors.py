@@ -130,4 +130,4 @@ class MemoryShortError(FerRayError):
 
 
 class PublishError(FerRayError):
-    """Staged results that do not match the manifest; nothing was published."""
+    """Staged results that do not match the manifest: nothing was published; or a catalog that cannot be told of what was."""

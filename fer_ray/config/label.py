@@ -19,6 +19,9 @@ MAX_WORKERS = 100_000
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _RUN_ID_RULE = "The run id must be 1 to 128 letters, digits, '.', '_' or '-' and begin with a letter or digit."
 
+_PUBLISH = re.compile(r"iceberg:[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+")
+_PUBLISH_RULE = "The setting publish must be iceberg:CATALOG.NAMESPACE, such as iceberg:team.emotions."
+
 
 @config("Faces")
 class LabelingOptions:
@@ -76,6 +79,13 @@ class LabelConfig(StoresConfig):
         help="fer2013, ferplus (bundled), a folder, s3://, gs:// or az://bucket/prefix (default: ferplus)",
         metavar="NAME|DIR",
         group="Input and output",
+    )
+    publish: str = option(
+        default="",
+        help="register the tables' files in this Iceberg catalog of ~/.pyiceberg.yaml after the run, as iceberg:team.emotions",
+        metavar="iceberg:CATALOG.NAMESPACE",
+        group="Input and output",
+        kw_only=True,
     )
     include: tuple[str, ...] = option(
         default=(),
@@ -171,6 +181,7 @@ class LabelConfig(StoresConfig):
         if self.gpus:
             check_part(self, "gpus")
         check(not self.run_id or bool(_RUN_ID.fullmatch(self.run_id)), _RUN_ID_RULE)
+        check(not self.publish or bool(_PUBLISH.fullmatch(self.publish)), _PUBLISH_RULE)
         if self.run_date:
             try:
                 datetime.date.fromisoformat(self.run_date)

@@ -23,6 +23,13 @@ class RelabelConfig(StoresConfig):
         metavar="NAME|DIR",
         group="Input and output",
     )
+    publish: str = option(
+        default="",
+        help="register the tables' files in this Iceberg catalog of ~/.pyiceberg.yaml after the run, as iceberg:team.emotions",
+        metavar="iceberg:CATALOG.NAMESPACE",
+        group="Input and output",
+        kw_only=True,
+    )
     flip: bool = option(default=False, help="average the answers for each face and its mirror image, at twice the cost of the model")
     unknown_below: float = option(
         default=0.0, help="call the emotion `unknown` when its probability is below this", metavar="SHARE", ge=0, le=1
@@ -66,6 +73,7 @@ class RelabelConfig(StoresConfig):
             run_date=self.run_date,
             thumbnails=False,
             latest=self.latest,
+            publish=self.publish,
             workers=self.workers,
             gpus=self.gpus,
             labeling=LabelingOptions(flip=self.flip, unknown_below=self.unknown_below),

@@ -19,6 +19,7 @@ from fer_ray.errors import EXIT_DONE, EXIT_TOO_MANY_FAILED, FerRayError, Storage
 from fer_ray.io.outages import wait_out
 from fer_ray.io.storage import join
 from fer_ray.label.estimate import estimate
+from fer_ray.label.iceberg import check_catalog, register
 from fer_ray.label.incremental import Counts, find_due, read_signatures
 from fer_ray.label.local import FEW_IMAGES, are_few, label_few
 from fer_ray.label.outcome import describe, failure_of, known_and_ignored, raise_alarm, run_row, summarize
@@ -80,6 +81,8 @@ def label(config: LabelConfig, progress: Progress | None = None) -> tuple[dict[s
 
 def _label(config: LabelConfig, progress: Progress | None) -> tuple[dict[str, Any], int]:
     run = wait_out(lambda: identify(config), 0.0 if config.dry_run else config.wait_for_store)
+    if config.publish:
+        check_catalog(run)
     if config.dry_run:
         return estimate(run), EXIT_DONE
     if run.is_published():
@@ -90,6 +93,8 @@ def _label(config: LabelConfig, progress: Progress | None) -> tuple[dict[str, An
             LOGGER.info(NEXT, _page(run))
     else:
         row = execute(run, progress or LogProgress())
+    if config.publish:
+        register(run)
     tried = row["images_ok"] + row["images_no_face"] + row["images_failed"]  # the rest is archived
     summary, failed_share = summarize(run, row), row["images_failed"] / max(1, tried)
     return summary, EXIT_TOO_MANY_FAILED if failed_share > config.max_error_share else EXIT_DONE

@@ -13,6 +13,7 @@ from fer_ray.config.crop import CropGeometry
 from fer_ray.config.relabel import RelabelConfig
 from fer_ray.errors import OutageError, StorageError, UsageError
 from fer_ray.io.storage import Storage, absolute, join
+from fer_ray.label.iceberg import check_catalog, register
 from fer_ray.label.incremental import run_places
 from fer_ray.label.job import Work, execute
 from fer_ray.label.outcome import summarize
@@ -60,10 +61,16 @@ def relabel(config: RelabelConfig, progress: Progress | None = None) -> dict[str
         FerRayError: the run stopped; the same command resumes it.
     """
     run = identify(config)
+    if config.publish:
+        check_catalog(run)
     if run.is_published():
         LOGGER.info("The run %s is published already: nothing to do.", run.run_id)
-        return summarize(run, read_run(run))
-    return summarize(run, execute(run, progress or LogProgress(), WORK))
+        row = read_run(run)
+    else:
+        row = execute(run, progress or LogProgress(), WORK)
+    if config.publish:
+        register(run)
+    return summarize(run, row)
 
 
 def identify(config: RelabelConfig) -> RelabelRun:
