@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+_OPERATORS = (">>", "2>&1", "|", "&&", "<")  # of a shell, where they are words of their own
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -44,8 +46,7 @@ def section(page: Path, heading: str) -> list[Block]:
 def jobs_of(line: str) -> Iterator[tuple[str, list[str]]]:
     """The jobs that a line starts, as `fer-ray NAME` or `python jobs/NAME.py`, with their arguments."""
     for match in re.finditer(r"(?:\bfer-ray |python jobs/)([a-z_]+)(?:\.py)?((?: .*)?)$", line):
-        arguments = re.split(r" (?:>>|2>&1|\||&&|<)", match[2])[0]
-        yield match[1], shlex.split(arguments)
+        yield match[1], list(itertools.takewhile(lambda word: word not in _OPERATORS, shlex.split(match[2])))
 
 
 def read_as_documented(output: Path) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def test_every_printed_line_of_a_job_has_flags_that_exist(page: Path) -> None:
         for line in block.lines:
             for name, arguments in jobs_of(line):
                 job = JOBS[ALIASES.get(name, name)]
-                parse(job.config_class, arguments)
+                parse(job.config_class, arguments, takes=job.takes)
 
 
 @pytest.fixture(scope="module")
