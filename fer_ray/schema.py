@@ -28,6 +28,13 @@ class Status(StrEnum):
         return self not in (Status.OK, Status.NO_FACE, Status.ARCHIVED)
 
 
+class RunStatus(StrEnum):
+    """What is to be said of a committed run as a whole."""
+
+    DONE = "done"
+    TOO_MANY_FAILED = "too_many_failed"
+
+
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
     """One listed image.
@@ -265,7 +272,7 @@ RUNS = pa.schema(
         _required("run_date", pa.date32(), "date of the run, the run_date=... folder of its rows"),
         _required("started_at", _TIMESTAMP, "when the run was first started"),
         _required("finished_at", _TIMESTAMP, "when the run was committed, later than all runs before"),
-        _required("status", pa.string(), "done"),
+        _required("status", pa.string(), "done, or what an operator should look at: " + ", ".join(list(RunStatus)[1:])),
         _required("input_uri", pa.string(), "what was labeled, several inputs joined by a comma"),
         _required(
             "config_json", pa.string(), "the request and all settings, and images_ignored: files that were no image by their names, JSON"

@@ -17,20 +17,20 @@ from fer_ray.config.label import LabelConfig
 from fer_ray.data import demo_photos
 from fer_ray.errors import EXIT_DONE, EXIT_TOO_MANY_FAILED, FerRayError, StorageError, UsageError
 from fer_ray.io.outages import wait_out
-from fer_ray.io.storage import join
 from fer_ray.label.estimate import estimate
 from fer_ray.label.iceberg import check_catalog, register
 from fer_ray.label.incremental import Counts, find_due, read_signatures
 from fer_ray.label.local import FEW_IMAGES, are_few, label_few
-from fer_ray.label.outcome import describe, failure_of, known_and_ignored, raise_alarm, run_row, summarize
+from fer_ray.label.outcome import describe, failure_of, judge, known_and_ignored, raise_alarm, report_address, run_row, summarize
 from fer_ray.label.parts import PartWorker, make_part_labeler
 from fer_ray.label.plan import Part, Plan, read_parts, read_plan, remove_work, unfinished, write_plan
 from fer_ray.label.publish import clean_up, commit, newest_run, publish_tables
 from fer_ray.label.report.event_log import RunLog
-from fer_ray.label.report.page import PAGE_FILE, write_report
+from fer_ray.label.report.page import write_report
 from fer_ray.label.report.picture import draw_picture
 from fer_ray.label.run import Run, identify, read_run
 from fer_ray.reporting.progress import LogProgress, Progress
+from fer_ray.schema import RunStatus
 from fer_ray.text import plural, sanitize
 
 LOGGER = logging.getLogger(__name__)
@@ -74,8 +74,7 @@ def label(config: LabelConfig, progress: Progress | None = None) -> tuple[dict[s
             raise_alarm(config.alarm_command, failure_of(error, config.output))
         raise
     if config.alarm_command and exit_code:
-        failed = f"{summary['images_failed']:,} of {plural(summary['images_total'], 'image')} failed"
-        raise_alarm(config.alarm_command, {**summary, "exit_code": exit_code, "reason": failed})
+        raise_alarm(config.alarm_command, {**summary, "exit_code": exit_code})
     return summary, exit_code
 
 
@@ -89,15 +88,19 @@ def _label(config: LabelConfig, progress: Progress | None) -> tuple[dict[str, An
         LOGGER.info("The run %s is published already: nothing to do.", run.run_id)
         remove_work(run)
         row = read_run(run)
-        if run.storage.stat(_page(run)) or _report(run, row):
-            LOGGER.info(NEXT, _page(run))
+        if run.storage.stat(report_address(run)) or _report(run, row):
+            LOGGER.info(NEXT, report_address(run))
     else:
         row = execute(run, progress or LogProgress())
     if config.publish:
         register(run)
-    tried = row["images_ok"] + row["images_no_face"] + row["images_failed"]  # the rest is archived
-    summary, failed_share = summarize(run, row), row["images_failed"] / max(1, tried)
-    return summary, EXIT_TOO_MANY_FAILED if failed_share > config.max_error_share else EXIT_DONE
+    status, reason = judge(config, row)
+    report = report_address(run) if run.storage.stat(report_address(run)) else None  # it may be one that could not be written
+    summary = {**summarize(run, row), "status": status, "report": report}
+    if status is RunStatus.DONE:
+        return summary, EXIT_DONE
+    LOGGER.warning("%s Look at %s", reason, report or run.output)
+    return {**summary, "reason": reason}, EXIT_TOO_MANY_FAILED
 
 
 def execute(run: Run, progress: Progress, work: Work = Work()) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def execute(run: Run, progress: Progress, work: Work = Work()) -> dict[str, Any]
     if run.config.picture or not run.config.input:
         LOGGER.info("picture: %s", draw_picture(run, run.config.picture or demo_photos.PICTURE_IMAGES))
     if reported:
-        LOGGER.info(NEXT, _page(run))
+        LOGGER.info(NEXT, report_address(run))
     return row
 
 
@@ -234,10 +237,6 @@ def _tidy(run: Run) -> None:
             LOGGER.info("removed the unfinished work of run %s: untouched for %g days", run_id, run.config.keep_days)
     except (StorageError, OSError) as error:
         LOGGER.warning("old work could not be removed: %s", _cause(error))
-
-
-def _page(run: Run) -> str:
-    return join(run.output, "reports", run.run_id, PAGE_FILE)
 
 
 def _report(run: Run, row: dict[str, Any]) -> bool:

@@ -10,33 +10,57 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import fer_ray
+from fer_ray.config.label import LabelConfig
 from fer_ray.errors import EXIT_FAILED, EXIT_INTERRUPTED, FerRayError
+from fer_ray.io.storage import join
 from fer_ray.label.plan import Plan
 from fer_ray.label.run import Run
 from fer_ray.reporting.progress import format_rate
-from fer_ray.schema import SCHEMA_VERSION, Status
-from fer_ray.text import plural, sanitize
+from fer_ray.schema import SCHEMA_VERSION, RunStatus, Status
+from fer_ray.text import percent, plural, sanitize
 
 LOGGER = logging.getLogger(__name__)
 ALARM_SECONDS = 60.0  # for the operator's command
+PAGE_FILE = "report.html"
 SUMMARY_KEYS = ("images_total", "images_ok", "images_no_face", "images_failed", "images_skipped", "images_gone", "faces_total")
 
 
-def summarize(run: Run, row: dict[str, Any]) -> dict[str, Any]:
+def report_address(run: Run) -> str:
+    """Where the page about the run is, or will be."""
+    return join(run.output, "reports", run.run_id, PAGE_FILE)
+
+
+def judge(config: LabelConfig, row: Mapping[str, Any]) -> tuple[RunStatus, str]:
+    """The status of a run, and the sentence that says why it is not DONE, which is empty where it is."""
+    failed = row["images_failed"]
+    tried = row["images_ok"] + row["images_no_face"] + failed  # the rest is archived
+    if failed / max(1, tried) > config.max_error_share:
+        limit = f"{percent(failed / tried, 1)}, where max_error_share allows {percent(config.max_error_share, 1)}"
+        reasons = json.loads(row["top_errors_json"])
+        commonest = next((f"; the commonest reason: {sanitize(sentence)}" for sentence in reasons), ".")
+        return RunStatus.TOO_MANY_FAILED, f"{failed:,} of {plural(tried, 'image')} failed ({limit}){commonest}"
+    return RunStatus.DONE, ""
+
+
+def summarize(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
     """The summary of a published run, for machines."""
+    tried = row["images_ok"] + row["images_no_face"] + row["images_failed"]
     return {
         "run_id": run.run_id,
         "status": row["status"],
         "output": run.output,
         **{key: row[key] for key in SUMMARY_KEYS},
+        "error_share": row["images_failed"] / max(1, tried),
         "images_ignored": json.loads(row["config_json"]).get("images_ignored", 0),
         "images_per_second": round(row["images_per_second"], 2),
         "model_version": row["model_version"],
+        "report": report_address(run),
     }
 
 
@@ -79,12 +103,11 @@ def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float
     failed = sum(counts[f"status:{status}"] for status in Status if status.is_failure)
     ray = sys.modules.get("ray")  # a run with little or nothing to do starts no cluster
     resources = ray.cluster_resources() if ray and ray.is_initialized() else {"CPU": (os.cpu_count() or 1) * bool(plan.images)}
-    return {
+    row = {
         "run_id": run.run_id,
         "run_date": run.run_date,
         "started_at": datetime.datetime.fromisoformat(plan.started_at),
         "finished_at": datetime.datetime.now(datetime.UTC),
-        "status": "done",
         "input_uri": run.input_uri,
         "config_json": json.dumps({"request": run.request, "config": run.config.to_dict(), "images_ignored": plan.ignored}, sort_keys=True),
         "fer_ray_version": fer_ray.__version__,
@@ -108,6 +131,7 @@ def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float
         "images_gone": plan.gone,
         "error_share": failed / max(1, failed + counts[f"status:{Status.OK}"] + counts[f"status:{Status.NO_FACE}"]),
     }
+    return {**row, "status": judge(run.config, row)[0]}
 
 
 def _git_commit() -> str | None:

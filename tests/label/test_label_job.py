@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pages import Page
 from pictures import SHARED_DATA
 from rayless import label_without_ray
 
@@ -151,7 +153,7 @@ def test_a_published_run_is_not_done_again_and_its_id_is_not_reused(
     assert {file: file.stat().st_mtime_ns for file in output.rglob("*.parquet")} == before
 
 
-def test_a_second_model_a_limit_and_too_many_failures(archive: Path, tmp_path: Path) -> None:
+def test_a_second_model_a_limit_and_too_many_failures(archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One small run without a run id: named by itself, with the commit row last, and exit code 3."""
     config = LabelConfig((str(archive),), str(tmp_path / "out"), limit=2, max_error_share=0.1)
     (tmp_path / "out" / "_staging" / "other-run").mkdir(parents=True)
@@ -167,7 +169,16 @@ def test_a_second_model_a_limit_and_too_many_failures(archive: Path, tmp_path: P
     alarm = tmp_path / "alarm.json"
     summary, exit_code = label_without_ray(LabelConfig((str(failing),), str(tmp_path / "out"), alarm_command=f"tee '{alarm}'"))
     assert (summary["images_failed"], exit_code) == (1, 3)
-    assert json.loads(alarm.read_text()) == {**summary, "exit_code": 3, "reason": "1 of 1 image failed"}
+    assert json.loads(alarm.read_text()) == {**summary, "exit_code": 3}
+    assert (summary["status"], summary["error_share"]) == ("too_many_failed", 1)
+    assert re.fullmatch(
+        r"1 of 1 image failed \(100.0\s%, where max_error_share allows 50.0\s%\); the commonest reason: .+\.", summary["reason"]
+    )
+    assert f"{summary['reason']} Look at {summary['report']}" in caplog.messages
+    banner = Page(Path(summary["report"]).read_text()).text
+    assert summary["reason"] in banner, "the morning's reader sees it first"
+    assert query(tmp_path / "out", f"SELECT status FROM {{runs}} WHERE run_id = '{summary['run_id']}'") == [("too_many_failed",)]
+    assert 'id="alarm"' not in (tmp_path / "out" / "reports" / str(again["run_id"]) / "report.html").read_text()
     events = [json.loads(line) for line in (tmp_path / "out" / "reports" / str(summary["run_id"]) / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events if event["event"] != "progress"] == ["planned", "published"]
     assert events[-1]["images_failed"] == 1

@@ -32,12 +32,14 @@ class RunReport:
     """What the page shows: the run's row in `runs`, its sums, the earlier runs of the same model, and pictures of faces.
 
     `samples` holds those of each emotion, and under an empty name the least certain ones; None where none were wanted.
+    `alarm` says why the run is not done without more ado; it is empty where it is.
     """
 
     row: Mapping[str, Any]
     summary: RunSummary
     earlier: Sequence[RunAggregates] = ()
     samples: Mapping[str, Sequence[FaceSample]] | None = field(default_factory=dict)
+    alarm: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class ReportContent:
     """The values of the page by the names that its template uses."""
 
     def __init__(self, report: RunReport) -> None:
-        self.row, self.earlier, self.samples = report.row, report.earlier, report.samples
+        self.row, self.earlier, self.samples, self.alarm = report.row, report.earlier, report.samples, report.alarm
         self.summary = report.summary.limit_folders(MAX_FOLDERS)
         self.total = self.summary.total
         self.faces = Comparison(self.total.emotions, add_up(one.emotions for one in report.earlier))

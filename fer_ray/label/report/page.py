@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from fer_ray.io.storage import is_remote, join
+from fer_ray.io.storage import is_remote
+from fer_ray.label.outcome import PAGE_FILE, judge, report_address
 from fer_ray.label.report.aggregates import aggregate, read_earlier_runs, write_aggregates
 from fer_ray.label.report.content import ReportContent, RunReport, image_link
 from fer_ray.label.report.samples import read_samples
@@ -14,7 +15,6 @@ from fer_ray.label.report.summarize import summarize
 from fer_ray.label.run import Run
 from fer_ray.reporting.html import render
 
-PAGE_FILE = "report.html"
 SAMPLES_PER_EMOTION = 6
 UNCERTAIN_SAMPLES = 12
 
@@ -37,8 +37,9 @@ def write_report(run: Run, row: Mapping[str, Any]) -> str:
     write_aggregates(run, aggregate(run, row, summary))
     wanted = {group: SAMPLES_PER_EMOTION if group else UNCERTAIN_SAMPLES for group in summary.candidates}
     samples = read_samples(run, summary.candidates, wanted) if run.config.thumbnails else None
-    address = join(run.output, "reports", run.run_id, PAGE_FILE)
-    run.storage.write(address, render_page(RunReport(row, summary, earlier, samples), not is_remote(address)).encode())
+    address = report_address(run)
+    report = RunReport(row, summary, earlier, samples, alarm=judge(run.config, row)[1])
+    run.storage.write(address, render_page(report, not is_remote(address)).encode())
     return address
 
 
