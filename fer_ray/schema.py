@@ -33,6 +33,8 @@ class RunStatus(StrEnum):
 
     DONE = "done"
     TOO_MANY_FAILED = "too_many_failed"
+    FEWER_FACES = "fewer_faces"
+    DRIFTED = "drifted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +295,14 @@ RUNS = pa.schema(
         _since_2("latest_model_version", pa.string(), "the model that images_latest and faces_latest show from this run on"),
         _since_2("images_gone", pa.int64(), "images that earlier runs labeled and that this listing lacks; null when it was not complete"),
         _since_2("error_share", pa.float32(), "share of the images that failed, of those that were tried, 0 to 1"),
+        _since_2(
+            "drift_psi",
+            pa.float32(),
+            "PSI of the folder whose emotions moved most since earlier runs, 0 by chance, null when unknown",
+        ),
+        _since_2("drift_folder", pa.string(), "that folder; null where none moved, or small ones together"),
+        _since_2("mix_psi", pa.float32(), "PSI of emotions that comes from this run's mix of folders alone; null with too few faces"),
+        _since_2("faces_ratio", pa.float32(), "faces per image against earlier runs in the same folders, 1 where nothing changed"),
     ]
 )
 

@@ -143,6 +143,22 @@ class LabelConfig(StoresConfig):
     max_error_share: float = option(
         default=0.5, help="exit with code 3 when more than this share of the images failed", metavar="SHARE", ge=0, le=1
     )
+    max_drift: float = option(
+        default=0.03,
+        help="exit with code 3 when the emotions of a folder have moved by a PSI above this since earlier runs",
+        metavar="PSI",
+        ge=0,
+        le=10,
+        kw_only=True,
+    )
+    max_face_drop: float = option(
+        default=0.5,
+        help="exit with code 3 when faces per image have fallen by more than this share since earlier runs of the same folders",
+        metavar="SHARE",
+        ge=0,
+        le=1,
+        kw_only=True,
+    )
     alarm_command: str = option(
         default="",
         help="run this command, without a shell, when the exit code is not 0; JSON with the reason comes on its standard input",

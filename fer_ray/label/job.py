@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from fer_ray.label.parts import PartWorker, make_part_labeler
 from fer_ray.label.plan import Part, Plan, read_parts, read_plan, remove_work, unfinished, write_plan
 from fer_ray.label.publish import clean_up, commit, newest_run, publish_tables
 from fer_ray.label.report.event_log import RunLog
-from fer_ray.label.report.page import write_report
+from fer_ray.label.report.page import Measured, measure, write_report
 from fer_ray.label.report.picture import draw_picture
 from fer_ray.label.run import Run, identify, read_run
 from fer_ray.reporting.progress import LogProgress, Progress
@@ -126,7 +126,7 @@ def execute(run: Run, progress: Progress, work: Work = Work()) -> dict[str, Any]
             model=run.model_version,
         )
         _say_model_changes(run)
-        row = _label_and_publish(run, plan, log, progress, work)
+        row, measured = _label_and_publish(run, plan, log, progress, work)
         log.record("published", **summarize(run, row))
     except _stops() as error:
         if isinstance(error, UsageError):
@@ -139,7 +139,7 @@ def execute(run: Run, progress: Progress, work: Work = Work()) -> dict[str, Any]
     finally:
         progress.close()
     _tidy(run)
-    reported = _report(run, row)
+    reported = _report(run, row, measured)
     if not plan.images:
         known = known_and_ignored(plan.skipped, plan.ignored, plan.gone)
         LOGGER.info("nothing new in %s: %s, in %s", sanitize(run.input_uri), known, run.output)
@@ -173,9 +173,9 @@ def _plan(run: Run, work: Work) -> Plan:
     return plan
 
 
-def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress, work: Work) -> dict[str, Any]:
+def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress, work: Work) -> tuple[dict[str, Any], Measured | None]:
     if not plan.images:
-        return commit(run, run_row(run, plan, Counter(), 0.0))
+        return commit(run, run_row(run, plan, Counter(), 0.0)), None
     source = sanitize(run.input_uri)
     known = known_and_ignored(plan.skipped, plan.ignored, plan.gone)
     LOGGER.info("run %s: %s to label, %s, from %s", run.run_id, plan.described(), known, source)
@@ -195,12 +195,24 @@ def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress, wo
         seconds += _label_with_ray(run, plan, parts, report, work)
     progress.start("writing the tables")
     counts = publish_tables(run, plan)
-    row = commit(run, run_row(run, plan, counts, labeled / seconds if seconds else 0.0))
+    row = run_row(run, plan, counts, labeled / seconds if seconds else 0.0)
+    measured = _measure(run, row)
+    row |= vars(measured.change) if measured else {}
+    row = commit(run, row | {"status": judge(run.config, row)[0]})
     progress.close()
     for line in describe(row, counts, labeled, seconds):
         LOGGER.info("%s", line)
     LOGGER.info("tables: %s/images, %s/faces, %s/runs", run.output, run.output, run.output)
-    return row
+    return row, measured
+
+
+def _measure(run: Run, row: Mapping[str, Any]) -> Measured | None:
+    """What the run found and what moved: trouble with it is a warning, since the labels are there and only wait for their commit."""
+    try:
+        return measure(run, row)
+    except Exception as error:  # noqa: BLE001 - as for the report
+        LOGGER.warning("what moved since earlier runs could not be measured: %s", _cause(error))
+        return None
 
 
 def _label_with_ray(run: Run, plan: Plan, parts: Sequence[Part], report: Callable[[Counter[str], int], None], work: Work) -> float:
@@ -239,10 +251,10 @@ def _tidy(run: Run) -> None:
         LOGGER.warning("old work could not be removed: %s", _cause(error))
 
 
-def _report(run: Run, row: dict[str, Any]) -> bool:
+def _report(run: Run, row: dict[str, Any], measured: Measured | None = None) -> bool:
     """Write the page about the run, which is committed: trouble with its report is a warning, whatever it is."""
     try:
-        write_report(run, row)
+        write_report(run, row, measured)
     except Exception as error:  # noqa: BLE001 - the run is done and must not fail any more; the next start of the same run tries again
         LOGGER.warning("the report could not be written: %s", _cause(error))
         return False

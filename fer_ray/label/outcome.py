@@ -29,6 +29,7 @@ LOGGER = logging.getLogger(__name__)
 ALARM_SECONDS = 60.0  # for the operator's command
 PAGE_FILE = "report.html"
 SUMMARY_KEYS = ("images_total", "images_ok", "images_no_face", "images_failed", "images_skipped", "images_gone", "faces_total")
+CHANGE_KEYS = ("drift_psi", "drift_folder", "mix_psi", "faces_ratio")
 
 
 def report_address(run: Run) -> str:
@@ -45,6 +46,13 @@ def judge(config: LabelConfig, row: Mapping[str, Any]) -> tuple[RunStatus, str]:
         reasons = json.loads(row["top_errors_json"])
         commonest = next((f"; the commonest reason: {sanitize(sentence)}" for sentence in reasons), ".")
         return RunStatus.TOO_MANY_FAILED, f"{failed:,} of {plural(tried, 'image')} failed ({limit}){commonest}"
+    ratio, drift = row.get("faces_ratio"), row.get("drift_psi")
+    if ratio is not None and 1 - ratio > config.max_face_drop:
+        limit = f"where max_face_drop allows a fall by {percent(config.max_face_drop, 1)}"
+        return RunStatus.FEWER_FACES, f"Faces per image fell to {percent(ratio, 1)} of those of earlier runs in the same folders, {limit}."
+    if drift is not None and drift > config.max_drift:
+        place = sanitize(row["drift_folder"] or "small folders taken together")
+        return RunStatus.DRIFTED, f"The emotions in {place} moved by a PSI of {drift:.3f}, where max_drift allows {config.max_drift:g}."
     return RunStatus.DONE, ""
 
 
@@ -59,6 +67,7 @@ def summarize(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
         "error_share": row["images_failed"] / max(1, tried),
         "images_ignored": json.loads(row["config_json"]).get("images_ignored", 0),
         "images_per_second": round(row["images_per_second"], 2),
+        **{name: row.get(name) for name in CHANGE_KEYS},
         "model_version": row["model_version"],
         "report": report_address(run),
     }
@@ -99,15 +108,16 @@ def _top_errors(counts: Counter[str]) -> dict[str, int]:
 
 
 def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float) -> dict[str, Any]:
-    """The run's row in `runs`; its rate leaves start-up out."""
+    """The run's row in `runs` before it is judged; its rate leaves start-up out."""
     failed = sum(counts[f"status:{status}"] for status in Status if status.is_failure)
     ray = sys.modules.get("ray")  # a run with little or nothing to do starts no cluster
     resources = ray.cluster_resources() if ray and ray.is_initialized() else {"CPU": (os.cpu_count() or 1) * bool(plan.images)}
-    row = {
+    return {
         "run_id": run.run_id,
         "run_date": run.run_date,
         "started_at": datetime.datetime.fromisoformat(plan.started_at),
         "finished_at": datetime.datetime.now(datetime.UTC),
+        "status": RunStatus.DONE,
         "input_uri": run.input_uri,
         "config_json": json.dumps({"request": run.request, "config": run.config.to_dict(), "images_ignored": plan.ignored}, sort_keys=True),
         "fer_ray_version": fer_ray.__version__,
@@ -131,7 +141,6 @@ def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float
         "images_gone": plan.gone,
         "error_share": failed / max(1, failed + counts[f"status:{Status.OK}"] + counts[f"status:{Status.NO_FACE}"]),
     }
-    return {**row, "status": judge(run.config, row)[0]}
 
 
 def _git_commit() -> str | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,11 +22,28 @@ FORMAT_VERSION = 1
 MAX_RUNS = 90  # newest reports that a run is compared with: a quarter of a year of nights
 MAX_FILE_BYTES = 4 << 20
 READER_THREADS = 8
+MIN_NIGHTS = 5  # of a folder, before what is usual there is known
+_NUMBER = re.compile("[0-9]+")
+
+
+@dataclass
+class FolderNight:
+    """What one run found in a folder: faces by emotion, and the images that it looked at, 0 where that is not known."""
+
+    emotions: Counter[str] = field(default_factory=Counter)
+    images: int = 0
+
+    def add(self, other: FolderNight) -> None:
+        self.emotions.update(other.emotions)
+        self.images += other.images
 
 
 @dataclass(frozen=True)
 class RunAggregates:
-    """The sums of one run: images by status, faces by emotion, and the latter by folder (its whole address)."""
+    """The sums of one run: images by status, faces by emotion, and the latter by folder (its whole address).
+
+    `images` counts those that were looked at, by folder; it is empty in sums that 0.1 left.
+    """
 
     run_id: str
     run_date: datetime.date
@@ -38,6 +56,7 @@ class RunAggregates:
     statuses: dict[str, int]
     emotions: dict[str, int]
     folders: dict[str, dict[str, int]]
+    images: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         content = {**vars(self), "format_version": FORMAT_VERSION}
@@ -67,6 +86,7 @@ class RunAggregates:
                 _counts(read["statuses"], STATUSES),
                 _counts(read["emotions"], LABELS),
                 {str(folder): _counts(counts, LABELS) for folder, counts in read["folders"].items()},
+                {str(folder): int(images) for folder, images in read.get("images", {}).items()},
             )
         except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"it does not hold the sums of a run ({type(error).__name__} {error})") from error
@@ -94,6 +114,7 @@ def aggregate(run: Run, row: Mapping[str, Any], summary: RunSummary) -> RunAggre
         statuses={name: int(n) for name, n in zip(STATUSES, total.statuses, strict=True) if n},
         emotions=total.emotions,
         folders={summary.base + name: one.emotions for name, one in summary.folders.items() if name != OTHERS and one.emotions},
+        images={summary.base + name: one.looked_at for name, one in summary.folders.items() if name != OTHERS and one.looked_at},
     )
 
 
@@ -129,22 +150,48 @@ def _read(run: Run, uri: str) -> RunAggregates | None:
         return None
 
 
-def emotions_by_folder(earlier: Iterable[RunAggregates], summary: RunSummary) -> dict[str, Counter[str]]:
-    """Faces of earlier runs by emotion, for each folder of `summary`.
+def history_by_folder(earlier: Iterable[RunAggregates], summary: RunSummary) -> dict[str, list[FolderNight]]:
+    """What earlier runs found in each folder of `summary`, a night for each run that had it.
 
     An earlier run may have counted at other levels: what cannot be told apart there is left out.
     """
-    sums: dict[str, Counter[str]] = {name: Counter() for name in summary.folders if name != OTHERS}
+    nights: dict[str, list[FolderNight]] = {name: [] for name in summary.folders if name != OTHERS}
     for record in earlier:
-        for address, counts in record.folders.items():
-            if not address.startswith(summary.base):
-                continue
-            below = address[len(summary.base) :]
-            as_fine = record.base == summary.base and record.levels >= summary.levels
-            name = cut(below, summary.levels)
-            if name in sums and (as_fine or below.count("/") >= summary.levels):
-                sums[name].update(counts)
-    return sums
+        for name, night in _nights(record, summary).items():
+            if name in nights:
+                nights[name].append(night)
+    return nights
+
+
+def history_of_the_like(earlier: Sequence[RunAggregates], summary: RunSummary) -> dict[str, list[FolderNight]]:
+    """The same, where folders that few runs had are compared with those whose names differ from theirs in numbers alone.
+
+    So a folder of today, `2026/12/01`, has the days before as its history.
+    """
+    histories = history_by_folder(earlier, summary)
+    patterns = {name: _NUMBER.sub("#", name) for name, nights in histories.items() if len(nights) < MIN_NIGHTS}
+    alike: dict[str, list[FolderNight]] = {pattern: [] for name, pattern in patterns.items() if pattern != name}
+    for record in earlier if alike else ():
+        found: dict[str, FolderNight] = {}
+        for name, night in _nights(record, summary).items():
+            pattern = _NUMBER.sub("#", name)
+            if pattern in alike:
+                found.setdefault(pattern, FolderNight()).add(night)
+        for pattern, night in found.items():
+            alike[pattern].append(night)
+    return {name: alike.get(patterns.get(name, ""), nights) for name, nights in histories.items()}
+
+
+def _nights(record: RunAggregates, summary: RunSummary) -> dict[str, FolderNight]:
+    """What an earlier run found, under the names that folders have in `summary`."""
+    nights: dict[str, FolderNight] = {}
+    as_fine = record.base == summary.base and record.levels >= summary.levels
+    for address in {**record.folders, **record.images}:
+        below = address[len(summary.base) :]
+        if address.startswith(summary.base) and (as_fine or below.count("/") >= summary.levels):
+            night = FolderNight(Counter(record.folders.get(address, {})), record.images.get(address, 0))
+            nights.setdefault(cut(below, summary.levels), FolderNight()).add(night)
+    return nights
 
 
 def add_up(counts: Iterable[Mapping[str, int]]) -> Counter[str]:

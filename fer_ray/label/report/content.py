@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from fer_ray.io.archives import names_inside
-from fer_ray.label.report.aggregates import RunAggregates, add_up, emotions_by_folder
+from fer_ray.label.report.aggregates import RunAggregates, add_up, history_by_folder
 from fer_ray.label.report.drift import MIN_FACES, MOVED, PSI_MOVED, PSI_WATCH, Comparison
 from fer_ray.label.report.samples import FaceSample
 from fer_ray.label.report.summary import BINS, LABELS, OTHERS, STATUSES, FolderCounts, RunSummary
@@ -103,7 +103,8 @@ class ReportContent:
 
     @cached_property
     def folders(self) -> list[Folder]:
-        before = emotions_by_folder(self.earlier, self.summary)
+        history = history_by_folder(self.earlier, self.summary)
+        before = {name: add_up(night.emotions for night in nights) for name, nights in history.items()}
         return [
             Folder(number, _folder_name(name), counts, Comparison(counts.emotions, before.get(name, Counter())))
             for number, (name, counts) in enumerate(self.summary.folders.items())

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from fer_ray.io.storage import is_remote
 from fer_ray.label.outcome import PAGE_FILE, judge, report_address
-from fer_ray.label.report.aggregates import aggregate, read_earlier_runs, write_aggregates
+from fer_ray.label.report.aggregates import RunAggregates, aggregate, read_earlier_runs, write_aggregates
 from fer_ray.label.report.content import ReportContent, RunReport, image_link
+from fer_ray.label.report.nightly import Change, compare_nights
 from fer_ray.label.report.samples import read_samples
 from fer_ray.label.report.summarize import summarize
+from fer_ray.label.report.summary import RunSummary
 from fer_ray.label.run import Run
 from fer_ray.reporting.html import render
 
@@ -19,12 +22,33 @@ SAMPLES_PER_EMOTION = 6
 UNCERTAIN_SAMPLES = 12
 
 
-def write_report(run: Run, row: Mapping[str, Any]) -> str:
-    """Sum up a committed run, compare it with earlier ones and write the page.
+@dataclass(frozen=True)
+class Measured:
+    """What a run found, what runs before it of the same model did, and what moved between them."""
+
+    summary: RunSummary
+    earlier: list[RunAggregates]
+    change: Change
+
+
+def measure(run: Run, row: Mapping[str, Any]) -> Measured:
+    """Sum up a run whose tables are written, and compare it with earlier ones.
+
+    Raises:
+        StorageError: the store cannot be read.
+    """
+    earlier = read_earlier_runs(run, row)
+    summary = summarize(run, [one.base for one in earlier if one.input_uri == row["input_uri"] and one.base])
+    return Measured(summary, earlier, compare_nights(summary, earlier))
+
+
+def write_report(run: Run, row: Mapping[str, Any], measured: Measured | None = None) -> str:
+    """Write the page about a committed run.
 
     Args:
         run: The run, whose tables are published.
         row: Its row in `runs`.
+        measured: What `measure` gave, where it was called before.
 
     Returns:
         The address of the page.
@@ -32,8 +56,8 @@ def write_report(run: Run, row: Mapping[str, Any]) -> str:
     Raises:
         StorageError: the store cannot be read or written.
     """
-    earlier = read_earlier_runs(run, row)
-    summary = summarize(run, [one.base for one in earlier if one.input_uri == row["input_uri"] and one.base])
+    measured = measured or measure(run, row)
+    summary, earlier = measured.summary, measured.earlier
     write_aggregates(run, aggregate(run, row, summary))
     wanted = {group: SAMPLES_PER_EMOTION if group else UNCERTAIN_SAMPLES for group in summary.candidates}
     samples = read_samples(run, summary.candidates, wanted) if run.config.thumbnails else None

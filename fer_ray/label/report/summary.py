@@ -41,6 +41,11 @@ class FolderCounts:
         return sum(int(n) for status, n in zip(Status, self.statuses, strict=True) if status.is_failure)
 
     @property
+    def looked_at(self) -> int:
+        """Images that were decoded and searched for faces."""
+        return int(self.statuses[STATUSES.index(Status.OK)] + self.statuses[STATUSES.index(Status.NO_FACE)])
+
+    @property
     def emotions(self) -> dict[str, int]:
         return {name: int(n) for name, n in zip(LABELS, self.faces.sum(axis=1), strict=True) if n}
 
