@@ -105,3 +105,9 @@ FROM images_latest AS older JOIN images_latest AS newer
     ON older.relative_path = newer.relative_path AND older.content_sha256 = newer.content_sha256
 WHERE older.image_uri <> newer.image_uri AND older.labeled_at < newer.labeled_at
 ORDER BY older.relative_path, older.image_uri, newer.image_uri;
+
+-- ## No committed run for 26 hours
+-- One row when the last night is overdue, none while all is well: what a scheduler asks each hour, and alarms where an answer comes.
+SELECT max(run_date) AS last_run_date, max(finished_at) AS last_committed_at
+FROM runs
+HAVING coalesce(max(finished_at) < now() - INTERVAL '26' HOUR, true);
