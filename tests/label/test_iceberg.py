@@ -25,6 +25,7 @@ from fer_ray.errors import PublishError, UsageError
 from fer_ray.io.storage import Storage
 from fer_ray.label import iceberg
 from fer_ray.label.run import Run
+from fer_ray.label.views import write_views
 from fer_ray.schema import FACES, IMAGES, RUNS, since
 
 VERSION_1 = Path(__file__).with_name("tables_version_1.zip")
@@ -88,11 +89,7 @@ def test_a_catalog_that_is_away_costs_no_run_and_the_next_night_registers_all_of
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its planner is another package
             assert sorted(polars.scan_iceberg(table).collect().to_dicts(), key=str) == written
-    connection = runs.scan().to_duckdb("runs")
-    for table, name in ((images, "images"), (faces, "faces")):
-        table.scan().to_duckdb(name, connection)
-    query = next(block.text for block in section(DOCUMENTS / "operate.md", "Tables in a catalog") if block.language == "sql")
-    assert dict(connection.sql(query).fetchall()) == dict.fromkeys(faces.scan().to_arrow()["emotion"].to_pylist(), 1)
+    assert faces.scan().to_duckdb("faces").sql("SELECT count(*) FROM faces WHERE confidence > 0").fetchall() == [(2,)]
     for table in (images, faces):
         (task, *_) = table.scan().plan_files()
         bounded = {table.schema().find_column_name(number) for number in task.file.lower_bounds}
@@ -140,6 +137,22 @@ def test_old_columns_grow_changed_files_are_registered_anew_and_a_race_doubles_n
     shutil.rmtree(tmp_path / "tables/faces/run_date=2026-11-20")
     iceberg.register(run)
     assert [len(rows(catalog(name))) for name in ("images", "faces", "runs")] == [11, 10, 2]
+
+    shutil.rmtree(tmp_path / "tables/images/run_date=2026-11-20")
+    (tmp_path / "tables/runs/night-1.parquet").unlink()
+    write_run(tmp_path / "tables", "night-3", 22, SHARES, 10, ("a",))  # the images of night-2
+    write_run(tmp_path / "tables", "night-4", 23, SHARES, 10, ("a",), failed=3)
+    iceberg.register(run)
+    write_views(run.storage, run.output)
+    (views := duckdb.connect()).sql((tmp_path / "tables/views/duckdb.sql").read_text(encoding="utf-8"))
+    engine = duckdb.connect()
+    for name in ("images", "faces", "runs"):
+        catalog(name).scan().to_duckdb(name, engine)
+    query = next(block.text for block in section(DOCUMENTS / "operate.md", "Tables in a catalog") if block.language == "sql")
+    latest = dict(views.sql("SELECT emotion, count(*) FROM faces_latest GROUP BY emotion").fetchall())
+    assert dict(engine.sql(query).fetchall()) == latest
+    assert sum(latest.values()) == 7, "a later run that cannot read three of them says that they have no faces"
+
     with pytest.raises(PublishError, match=r"the table iceberg:team.emotions.images is that of \S+/tables: name another namespace"):
         iceberg.register(dataclasses.replace(run, output=str(tmp_path / "others")))
 
