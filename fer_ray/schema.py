@@ -277,7 +277,9 @@ RUNS = pa.schema(
         _required("status", pa.string(), "done, or what an operator should look at: " + ", ".join(list(RunStatus)[1:])),
         _required("input_uri", pa.string(), "what was labeled, several inputs joined by a comma"),
         _required(
-            "config_json", pa.string(), "the request and all settings, and images_ignored: files that were no image by their names, JSON"
+            "config_json",
+            pa.string(),
+            "the request and all settings, images_ignored (files that were no image by their names) and images_forgotten, JSON",
         ),
         _required("fer_ray_version", pa.string(), "version of fer_ray"),
         _required("ray_version", pa.string(), "version of Ray"),

@@ -52,6 +52,7 @@ $responsible_use
   views/duckdb.sql, views/athena.sql               the views, ready to load; place-* names where they were written
   gone/<run_id>.parquet                            images that the listing of a run lacked or had again, where any did
   reports/<run_id>/report.html, aggregates.json    the run for people, and its sums for the reports of later runs
+  forgotten/<name>.json                            what was forgotten, as salted hashes; later runs leave it out
   _manifest/ _staging/ _archives/                  work in progress, and what tar shards hold: not for reading
 ```
 
@@ -62,14 +63,14 @@ joins both with `runs`.
 
 - **Commit.** The row in `runs` is the commit. Files of a run that is still writing, or that never finished, may lie in `images`,
   `faces` and `tracks`: only rows whose `run_id` stands in `runs` count. The views see to it; whoever reads the files must (examples below).
-  A file is complete when it appears, and is never rewritten once its run is committed.
+  A file is complete when it appears, and is never rewritten once its run is committed, except by `fer-ray forget`, whole again.
 - **Exactly once.** After any number of crashes and restarts of one run, `images` has one row for each image of that run, and `faces` has
   each face of each `ok` image once: `face_count` rows.
 - **Incremental.** What is known of an image is its newest row with the same `model_version` and a status other than `unreadable`. A run
   labels the image unless that row has its `etag` (or its `modified_at` and `size_bytes` where there is none). So new and changed images
   are labeled, also one that came back to an earlier state, a new model labels everything, and what could not be fetched is tried again.
   `--all` labels every image regardless; other detector settings alone make no image due. An image that was deleted keeps its rows
-  (see Gone below).
+  (see Gone below), until [`fer-ray forget`](forget.md) removes them.
   What lies in cold storage is due only when it changes there, and when it is restored.
 - **Latest.** So an image has a row from each run that labeled it. `images_latest` has each image once, from the newest of these runs (by
   `finished_at`, then `run_id`) with one model, and of a film the frames of one run; `faces_latest` has the faces of those rows. A row

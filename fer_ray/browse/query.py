@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from fer_ray.browse.runs import read_runs
 from fer_ray.errors import StorageError, UsageError
 from fer_ray.io.storage import Storage, join
+from fer_ray.label.incremental.forgotten import Forgotten
 from fer_ray.label.views import duckdb_views
 from fer_ray.schema import FACES, IMAGES, RUNS, conform
 
@@ -79,10 +80,12 @@ def select_faces(
 
 
 def _batches(storage: Storage, tables: str, table: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    forgotten = Forgotten.read(storage, tables)
     for entry in storage.list_files(join(tables, table)):
         if entry.image_uri.endswith(".parquet"):
             with storage.open(entry.image_uri, read_ahead=1 << 20) as file:
                 stored = pq.ParquetFile(file)
                 columns: Sequence[str] = [name for name in schema.names if name in stored.schema_arrow.names]
                 for batch in stored.iter_batches(ROWS_PER_BATCH, columns=columns, use_threads=False):
-                    yield from conform(pa.Table.from_batches([batch]), schema).to_batches()
+                    kept = batch.filter(pa.array(~forgotten.mask(batch["image_uri"].to_pylist()))) if forgotten else batch
+                    yield from conform(pa.Table.from_batches([kept]), schema).to_batches()

@@ -194,6 +194,13 @@ _JOBS = (
         "fer_ray.audit.job:audit",
     ),
     Job(
+        "forget",
+        "Remove what the tables hold of some images, with crops and reports, and leave them out of later runs.",
+        "fer_ray.config.forget:ForgetConfig",
+        "fer_ray.forget.job:forget",
+        takes="addresses",
+    ),
+    Job(
         "crops",
         "Write the faces that a condition in SQL picks, as files or as a contact sheet.",
         "fer_ray.config.browse:CropsConfig",

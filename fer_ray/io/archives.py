@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pyarrow as pa
@@ -32,22 +32,25 @@ def is_archive(uri: str) -> bool:
     return lower_name(uri).endswith((*SUFFIXES, *UNREAD))
 
 
-def files_in(storage: Storage, archive: ImageEntry, indexes: str | None) -> Iterator[ImageEntry]:
+def files_in(
+    storage: Storage, archive: ImageEntry, indexes: str | None, forgets: Callable[[str], bool] = lambda uri: False
+) -> Iterator[ImageEntry]:
     """The files inside an archive, as `<archive>#<name>`; an archive that does not read is itself one, with the reason.
 
     The whole archive has to be read for that, so what was found is kept in the folder `indexes`, where one is given, for as
-    long as the archive does not change. One that breaks off gives what is whole in it and then itself.
+    long as the archive does not change. One that breaks off gives what is whole in it and then itself. What `forgets` says of an
+    address is left out of both.
     """
     index = join(indexes, f"{image_id(archive.image_uri)}.parquet") if indexes else None
     if index is None or archive.error is not None:
-        yield from _files(storage, archive)
+        yield from (entry for entry in _files(storage, archive) if not forgets(entry.image_uri))
     elif _is_of(storage, index, archive):
         with storage.open(index) as file:
             for batch in pq.ParquetFile(file).iter_batches():
-                yield from (ImageEntry(**row) for row in batch.to_pylist())
+                yield from (ImageEntry(**row) for row in batch.to_pylist() if not forgets(row["image_uri"]))
     else:
         try:
-            yield from _indexed(storage, archive, index)
+            yield from _indexed(storage, archive, index, forgets)
         except _UnreadableError as error:
             yield replace(archive, status=Status.UNREADABLE, error=f"The file cannot be read ({error}).")
 
@@ -110,10 +113,10 @@ class _UnreadableError(Exception):
     """The store or disk did not give the archive, which may be whole; nothing is remembered of it."""
 
 
-def _indexed(storage: Storage, archive: ImageEntry, index: str) -> Iterator[ImageEntry]:
+def _indexed(storage: Storage, archive: ImageEntry, index: str, forgets: Callable[[str], bool]) -> Iterator[ImageEntry]:
     schema = LISTING.with_metadata({"archive": _state(archive)})
     with storage.writing(index) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in as_batches(_members(storage, archive)):
+        for batch in as_batches(member for member in _members(storage, archive) if not forgets(member.image_uri)):
             writer.write_batch(batch)
             yield from (ImageEntry(**row) for row in batch.to_pylist())
 

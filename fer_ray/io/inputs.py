@@ -7,7 +7,7 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from fer_ray.errors import OutageError, UsageError
@@ -40,16 +40,25 @@ class Selection:
     """Which files are taken, by their paths below the input and before a byte is read; `ignored` counts the others.
 
     `exclude` leaves out; `include` takes nothing else; without it everything is taken but what is no image by its name, and films
-    only where `films` says so.
+    only where `films` says so. Of whole addresses `covers` says what was forgotten, which `forgotten` counts.
     """
 
-    def __init__(self, include: Iterable[str] = (), exclude: Iterable[str] = (), films: bool = False) -> None:
+    def __init__(
+        self, include: Iterable[str] = (), exclude: Iterable[str] = (), films: bool = False, covers: Callable[[str], bool] | None = None
+    ) -> None:
         included, self.takes_films = list(include), films
+        self._covers, self.forgotten = covers, 0
         self._included = _compiled(included, folders=False)
         self._hidden = _compiled((pattern for pattern in included if pattern.rpartition("/")[2].startswith(".")), folders=False)
         self._excluded = _compiled(exclude, folders=True)
         self.takes_unnamed = not included
         self.ignored = 0
+
+    def forgets(self, uri: str) -> bool:
+        """Whether an address is one that was forgotten, or lies below one."""
+        forgotten = self._covers is not None and self._covers(uri)
+        self.forgotten += forgotten
+        return forgotten
 
     def excludes(self, path: str) -> bool:
         """Whether `exclude` leaves it out, or a folder above it."""
@@ -105,6 +114,8 @@ def list_images(
         listed = _listed(storage, uri, listing) if is_list else _files(storage, uri, excluded, taken)
         base = uri.rpartition("/")[0] if is_list else uri
         for entry in listed:
+            if taken.forgets(entry.image_uri):
+                continue
             path, is_named = _path_below(base, entry), entry.image_uri == uri
             if entry.error is not None and (not path or path.endswith("/")):  # a folder, perhaps the input itself
                 if not path or not taken.excludes(path[:-1]):
@@ -205,7 +216,8 @@ def _inside(storage: Storage, archive: ImageEntry, listing: _Listing, path: str,
         yield archive
         return
     try:
-        for member in files_in(storage, look_up(storage, archive) if is_listed else archive, listing.indexes):
+        known = look_up(storage, archive) if is_listed else archive
+        for member in files_in(storage, known, listing.indexes, listing.selection.forgets):
             name = member.image_uri[len(archive.image_uri) + 1 :]
             if not name and member.status == Status.UNREADABLE and is_remote(archive.image_uri):
                 yield archive
@@ -222,6 +234,8 @@ def _listed(storage: Storage, uri: str, listing: _Listing) -> Iterator[ImageEntr
     """The images that a list names; those inside of archives are looked up there, an archive at a time."""
     archive, members = "", dict[str, ImageEntry]()
     for entry in read_list(storage, uri):
+        if listing.selection.forgets(entry.image_uri):
+            continue
         if not names_inside(entry.image_uri) or server_of(entry.image_uri) in listing.dead:
             yield entry
             continue
@@ -229,7 +243,8 @@ def _listed(storage: Storage, uri: str, listing: _Listing) -> Iterator[ImageEntr
             archive, members = "", {}
             try:
                 if found := archive_of(storage, entry.image_uri):
-                    members = {member.image_uri: member for member in files_in(storage, found, listing.indexes)}
+                    inside = files_in(storage, found, listing.indexes, listing.selection.forgets)
+                    members = {member.image_uri: member for member in inside}
                     archive = found.image_uri
             except OutageError:
                 if not entry.image_uri.startswith(WEB):

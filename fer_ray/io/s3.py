@@ -169,6 +169,32 @@ class S3Store:
                     if found["Initiated"] < before:
                         self._client(bucket).abort_multipart_upload(Bucket=bucket, Key=found["Key"], UploadId=found["UploadId"])
 
+    def remove_old_versions(self, folder: str) -> int:
+        """Delete all versions below a folder but the latest of each object, and the marks of deleted ones; gives how many.
+
+        Raises:
+            AccessError: they cannot be listed or deleted.
+        """
+        old = list(self._versions(folder, "Versions"))  # first: without its mark, a deleted object would be back
+        self._delete_versions(old)
+        marks = list(self._versions(folder, "DeleteMarkers"))
+        self._delete_versions(marks)
+        return len(old) + len(marks)
+
+    def _versions(self, folder: str, kind: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """Bucket, key and version of those below a folder that no reader sees."""
+        bucket, key = split(folder)
+        with explained(folder, "searched for old versions"):
+            for page in self._client(bucket).get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=key.rstrip("/") + "/"):
+                for one in page.get(kind, ()):
+                    if kind == "DeleteMarkers" or not one["IsLatest"]:
+                        yield bucket, {"Key": one["Key"], "VersionId": one["VersionId"]}
+
+    def _delete_versions(self, found: list[tuple[str, dict[str, str]]]) -> None:
+        for start in range(0, len(found), KEYS_PER_DELETE):
+            some = found[start : start + KEYS_PER_DELETE]
+            self._delete(some[0][0], [version for _, version in some])
+
     def check_writable(self, folder: str) -> None:
         """Write and remove a small object, since nothing less tells.
 
@@ -180,8 +206,11 @@ class S3Store:
         self.remove([probe])
 
     def _remove(self, bucket: str, keys: list[str]) -> None:
-        with explained(f"{SCHEME}{bucket}/{keys[0]}", "deleted"):
-            answer = self._client(bucket).delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True})
+        self._delete(bucket, [{"Key": key} for key in keys])
+
+    def _delete(self, bucket: str, objects: list[dict[str, str]]) -> None:
+        with explained(f"{SCHEME}{bucket}/{objects[0]['Key']}", "deleted"):
+            answer = self._client(bucket).delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
         for failure in answer.get("Errors", ()):
             raise StorageError(
                 f"The object {SCHEME}{bucket}/{failure['Key']} cannot be deleted ({failure['Code']}): check the permissions."

@@ -214,6 +214,20 @@ class Storage:
         """Remove half-written files and uploads that were left before then."""
         self._writable(folder).remove_stale(folder, before)
 
+    def remove_old_versions(self, folder: str) -> int | None:
+        """Delete what a bucket keeps of replaced and deleted objects below a folder.
+
+        Returns:
+            How many versions; 0 in folders of this machine, None in stores whose versions cannot be reached from here.
+        """
+        if folder.startswith(CLOUDS):
+            return None
+        if not folder.startswith(S3):
+            return 0
+        from fer_ray.io.s3 import S3Store
+
+        return S3Store(self.s3_endpoint, self.public_buckets, self.requester_pays).remove_old_versions(folder)
+
     def check_writable(self, folder: str) -> None:
         """Make sure that a folder can be written; leaves nothing.
 

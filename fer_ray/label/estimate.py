@@ -60,7 +60,8 @@ def estimate(run: Run) -> dict[str, Any]:
         f"{plural(cutter.films, 'film')} of {datetime.timedelta(seconds=round(cutter.seconds))} (about {plural(cutter.frames, 'frame')})"
     )
     due = " and ".join([*([plural(images, "image")] if images or not cutter.films else []), *([films] if cutter.films else [])])
-    LOGGER.info("would label %s, %s, as run %s; %s", due, megabytes, run.run_id, known_and_ignored(counts.known, counts.ignored))
+    known = known_and_ignored(counts.known, counts.ignored, forgotten=counts.forgotten)
+    LOGGER.info("would label %s, %s, as run %s; %s", due, megabytes, run.run_id, known)
     LOGGER.info("about %s with %d processes, from a sample of %d", datetime.timedelta(seconds=round(seconds)), workers, len(sample))
     LOGGER.info("next: the same command without --dry-run")
     return {
@@ -70,6 +71,7 @@ def estimate(run: Run) -> dict[str, Any]:
         "images_total": images + cutter.frames,
         "images_skipped": counts.known,
         "images_ignored": counts.ignored,
+        "images_forgotten": counts.forgotten,
         "bytes_total": size,
         "estimated_seconds": round(seconds),
         "model_version": run.model_version,

@@ -141,7 +141,7 @@ def execute(run: Run, progress: Progress, work: Work = Work()) -> dict[str, Any]
     _tidy(run)
     reported = _report(run, row, measured)
     if not plan.images:
-        known = known_and_ignored(plan.skipped, plan.ignored, plan.gone)
+        known = known_and_ignored(plan.skipped, plan.ignored, plan.gone, plan.forgotten)
         LOGGER.info("nothing new in %s: %s, in %s", sanitize(run.input_uri), known, run.output)
         return row
     if run.config.picture or not run.config.input:
@@ -177,7 +177,7 @@ def _label_and_publish(run: Run, plan: Plan, log: RunLog, progress: Progress, wo
     if not plan.images:
         return commit(run, run_row(run, plan, Counter(), 0.0)), None
     source = sanitize(run.input_uri)
-    known = known_and_ignored(plan.skipped, plan.ignored, plan.gone)
+    known = known_and_ignored(plan.skipped, plan.ignored, plan.gone, plan.forgotten)
     LOGGER.info("run %s: %s to label, %s, from %s", run.run_id, plan.described(), known, source)
     planned = read_parts(run, plan)
     parts = unfinished(run, plan, planned)

@@ -65,7 +65,7 @@ def summarize(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
         "output": run.output,
         **{key: row[key] for key in SUMMARY_KEYS},
         "error_share": row["images_failed"] / max(1, tried),
-        "images_ignored": json.loads(row["config_json"]).get("images_ignored", 0),
+        **{name: json.loads(row["config_json"]).get(name, 0) for name in ("images_ignored", "images_forgotten")},
         "images_per_second": round(row["images_per_second"], 2),
         **{name: row.get(name) for name in CHANGE_KEYS},
         "model_version": row["model_version"],
@@ -73,9 +73,10 @@ def summarize(run: Run, row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def known_and_ignored(known: int, ignored: int, gone: int | None = None) -> str:
-    """`1,200 images known, 30 files ignored, 7 gone`."""
+def known_and_ignored(known: int, ignored: int, gone: int | None = None, forgotten: int = 0) -> str:
+    """`1,200 images known, 30 files ignored, 7 gone, 2 forgotten`."""
     others = (f", {plural(ignored, 'file')} ignored" if ignored else "") + (f", {gone:,} gone" if gone else "")
+    others += f", {forgotten:,} forgotten" if forgotten else ""
     return f"{plural(known, 'image')} known{others}"
 
 
@@ -119,7 +120,15 @@ def run_row(run: Run, plan: Plan, counts: Counter[str], images_per_second: float
         "finished_at": datetime.datetime.now(datetime.UTC),
         "status": RunStatus.DONE,
         "input_uri": run.input_uri,
-        "config_json": json.dumps({"request": run.request, "config": run.config.to_dict(), "images_ignored": plan.ignored}, sort_keys=True),
+        "config_json": json.dumps(
+            {
+                "request": run.request,
+                "config": run.config.to_dict(),
+                "images_ignored": plan.ignored,
+                "images_forgotten": plan.forgotten,
+            },
+            sort_keys=True,
+        ),
         "fer_ray_version": fer_ray.__version__,
         "ray_version": metadata.version("ray"),
         "git_commit": _git_commit(),

@@ -63,6 +63,8 @@ class Plan:
     frames: int = 0  # in these, as expected
     gone: int | None = None  # images that were labeled and are not listed any more; None where the listing could not tell
     signed: bool = False  # whether images are asked for by signed addresses, which only the lists hold
+    forgotten: int = 0  # files that `fer-ray forget` leaves out
+    forgettings: int = 0  # its requests that had come to their end when the run was planned
 
     def described(self) -> str:
         """`1,200 images and 3 films (about 900 frames)`."""
@@ -136,6 +138,8 @@ def write_plan(run: Run, due: Iterable[pa.Table], counts: Counts, started_at: da
         cutter.frames,
         counts.gone.count if counts.gone else None,
         bool(run.storage.signed),
+        counts.forgotten,
+        counts.forgettings,
     )
     if counts.gone:
         counts.gone.write(run.storage, gone_file(run, plan))

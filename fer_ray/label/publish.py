@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from fer_ray.errors import PublishError
 from fer_ray.io.storage import join
 from fer_ray.label.incremental import gone, run_places
+from fer_ray.label.incremental.forgotten import Forgotten
 from fer_ray.label.plan import Part, Plan, gone_file, open_manifest, read_parts, read_plan, remove_work, staged_file
 from fer_ray.label.run import Run, read_run
 from fer_ray.label.views import write_views
@@ -65,11 +66,12 @@ def _write_with_ray(run: Run, plan: Plan, by_file: Sequence[Sequence[Part]]) -> 
 def write_tables(run: Run, plan: Plan, parts: Sequence[Part]) -> Counter[str]:
     """Write the files of all tables for one file of the manifest; memory holds about 100,000 rows."""
     counts, tracks = Counter(planned=sum(part.rows for part in parts)), TrackTable()
+    forgotten = Forgotten.read(run.storage, run.output)  # perhaps after the run was planned
     with ExitStack() as stack:
         tables = [table for table in TABLES if table != "crops" or run.config.keep_crops]
         paths = {table: stack.enter_context(run.storage.writing(table_file(run, table, parts[0].file))) for table in tables}
         writers = {table: stack.enter_context(_writer(path, TABLES[table])) for table, path in paths.items()}
-        for rows in _without_repeated_troubles(_grouped(_verified(run, plan, parts), writers.get("crops"))):
+        for rows in _without_repeated_troubles(_grouped(_verified(run, plan, parts, forgotten), writers.get("crops"))):
             faces = tracks.follow(rows, _flat_faces(rows))
             writers["images"].write_table(conform(rows, IMAGES), ROWS_PER_GROUP)
             writers["faces"].write_table(faces, ROWS_PER_GROUP)
@@ -164,8 +166,8 @@ def _writer(path: Any, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, schema, compression="zstd")
 
 
-def _verified(run: Run, plan: Plan, parts: Sequence[Part]) -> Iterator[pa.Table]:
-    """The staged rows in the order of the manifest, part by part, each checked to be what was planned."""
+def _verified(run: Run, plan: Plan, parts: Sequence[Part], forgotten: Forgotten) -> Iterator[pa.Table]:
+    """The staged rows in the order of the manifest, part by part, each checked to be what was planned; without what was forgotten."""
     with open_manifest(run, plan, parts[0].file) as manifest:
         for part in parts:
             names = ["row_number", "image_uri", *(["start_ms"] if plan.stretches else [])]
@@ -175,7 +177,8 @@ def _verified(run: Run, plan: Plan, parts: Sequence[Part]) -> Iterator[pa.Table]
                     f"Staging of run {run.run_id} does not match its manifest from row {part.first_row} on: "
                     f"remove {staged_file(run, plan, part)} and start the run again."
                 )
-            yield rows
+            is_gone = forgotten.mask(rows["image_uri"].to_pylist()) if forgotten else np.zeros(len(rows), bool)
+            yield rows.filter(pa.array(~is_gone)) if is_gone.any() else rows
 
 
 def _grouped(parts: Iterator[pa.Table], crop_writer: pq.ParquetWriter | None) -> Iterator[pa.Table]:

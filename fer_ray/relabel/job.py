@@ -15,8 +15,10 @@ from fer_ray.errors import OutageError, StorageError, UsageError
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.label.iceberg import check_catalog, register
 from fer_ray.label.incremental import run_places
+from fer_ray.label.incremental.forgotten import Forgotten
 from fer_ray.label.job import Work, execute
 from fer_ray.label.outcome import summarize
+from fer_ray.label.plan import read_plan, remove_work
 from fer_ray.label.run import Run, name_run, read_run
 from fer_ray.models import bundle
 from fer_ray.relabel.crops import CropRelabeler
@@ -67,10 +69,19 @@ def relabel(config: RelabelConfig, progress: Progress | None = None) -> dict[str
         LOGGER.info("The run %s is published already: nothing to do.", run.run_id)
         row = read_run(run)
     else:
+        _drop_outdated_plan(run)
         row = execute(run, progress or LogProgress(), WORK)
     if config.publish:
         register(run)
     return summarize(run, row)
+
+
+def _drop_outdated_plan(run: Run) -> None:
+    """A plan counts the rows of the tables, which `fer-ray forget` may have written anew since."""
+    plan = read_plan(run)
+    if plan and plan.forgettings != Forgotten.read(run.storage, run.output).done:
+        LOGGER.info("images were forgotten since the run %s was planned: it is planned anew", run.run_id)
+        remove_work(run)
 
 
 def identify(config: RelabelConfig) -> RelabelRun:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from fer_ray.errors import StorageError
 from fer_ray.io.storage import join
 from fer_ray.label.incremental import Counts, run_places
+from fer_ray.label.incremental.forgotten import Forgotten
 from fer_ray.label.run import Run
 from fer_ray.schema import LISTING, Status
 from fer_ray.text import plural
@@ -62,6 +63,7 @@ def find_due(run: Run, counts: Counts) -> Iterator[pa.Table]:
         counts: Its `known` is complete once the tables are consumed.
     """
     without = 0
+    counts.forgettings = Forgotten.read(run.storage, run.output).done
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch, duckdb.connect(str(Path(scratch) / "found.duckdb")) as connection:
         connection.execute(f"SET memory_limit='{MEMORY}'; SET preserve_insertion_order=false")
         connection.register("batches", pa.RecordBatchReader.from_batches(_FOUND, _found(run)))

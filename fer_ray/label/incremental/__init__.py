@@ -20,6 +20,7 @@ from fer_ray.io.inputs import Selection, is_film, list_images
 from fer_ray.io.storage import Storage, join
 from fer_ray.label.incremental import gone
 from fer_ray.label.incremental.compare import ROWS_PER_BATCH, STATE_COLUMNS, mark_known
+from fer_ray.label.incremental.forgotten import Forgotten
 from fer_ray.label.incremental.gone import GoneImages
 from fer_ray.schema import LISTING, ImageEntry, Status, as_batches
 from fer_ray.text import plural
@@ -37,10 +38,15 @@ Published = Callable[[], Iterator[pa.RecordBatch]]
 
 @dataclass
 class Counts:
-    """How many listed images turned out to be known already, how many files were none by their names, and which images are gone."""
+    """How many listed images turned out to be known already, how many files were none by their names, and which images are gone.
+
+    `forgotten` counts those that `fer-ray forget` left out, after so many requests (`forgettings`) that came to their end.
+    """
 
     known: int = 0
     ignored: int = 0
+    forgotten: int = 0
+    forgettings: int = 0
     gone: GoneImages | None = None  # None where the listing cannot tell
 
 
@@ -70,8 +76,11 @@ def read_signatures(run: Run) -> None:
 
 def _list(run: Run, counts: Counts) -> Iterator[ImageEntry]:
     indexes = None if run.config.dry_run else join(run.output, "_archives")
-    selection = _selection(run)
-    listed = list_images(run.storage, run.inputs, run.output, indexes, selection) if run.config.input else iter(demo_photos.images())
+    forgotten = Forgotten.read(run.storage, run.output)
+    counts.forgettings = forgotten.done
+    selection = _selection(run, forgotten)
+    demo = (entry for entry in demo_photos.images() if not selection.forgets(entry.image_uri))
+    listed = list_images(run.storage, run.inputs, run.output, indexes, selection) if run.config.input else demo
     entries = _counting(listed, selection, counts)
     if counts.gone:
         entries = counts.gone.watch(entries)
@@ -83,19 +92,21 @@ def _list(run: Run, counts: Counts) -> Iterator[ImageEntry]:
         raise UsageError(str(error)) from error
     if first is None:
         ignored = f"no images ({plural(counts.ignored, 'file')} ignored: --include takes them)" if counts.ignored else "no files"
+        ignored = f"nothing but what was forgotten ({plural(counts.forgotten, 'file')})" if counts.forgotten else ignored
         raise UsageError(f"The input {run.input_uri} holds {ignored}: name a folder with photographs.")
     return itertools.chain([first], entries)
 
 
-def _selection(run: Run) -> Selection:
-    return Selection(run.config.include, run.config.exclude, films=run.config.video_fps != "0")
+def _selection(run: Run, forgotten: Forgotten | None = None) -> Selection:
+    covers = forgotten.covers if forgotten else None
+    return Selection(run.config.include, run.config.exclude, films=run.config.video_fps != "0", covers=covers)
 
 
 def _counting(entries: Iterator[ImageEntry], selection: Selection, counts: Counts) -> Iterator[ImageEntry]:
     for entry in entries:
-        counts.ignored = selection.ignored
+        counts.ignored, counts.forgotten = selection.ignored, selection.forgotten
         yield entry
-    counts.ignored = selection.ignored
+    counts.ignored, counts.forgotten = selection.ignored, selection.forgotten
 
 
 def due_images(entries: Iterable[ImageEntry], published: Published, limit: int | None, counts: Counts) -> Iterator[pa.Table]:
