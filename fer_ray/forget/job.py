@@ -25,8 +25,8 @@ from fer_ray.forget.tables import Found
 from fer_ray.forget.unfinished import Work, find_work
 from fer_ray.io.storage import Storage, join
 from fer_ray.label.incremental.forgotten import Record, hash_of, read_records, record_file
+from fer_ray.label.outcome import PAGE_FILE
 from fer_ray.label.publish import remove_stray_tables
-from fer_ray.label.report.page import PAGE_FILE
 from fer_ray.text import first_few, plural
 
 LOGGER = logging.getLogger(__name__)

@@ -13,9 +13,10 @@ from fer_ray.config.label import LabelConfig
 from fer_ray.errors import FerRayError
 from fer_ray.forget.addresses import Addresses
 from fer_ray.io.storage import Storage, join
+from fer_ray.label.outcome import PAGE_FILE
 from fer_ray.label.report.aggregates import AGGREGATES_FILE
 from fer_ray.label.report.event_log import LOG_FILE, MAX_BYTES
-from fer_ray.label.report.page import PAGE_FILE, write_report
+from fer_ray.label.report.page import write_report
 from fer_ray.label.run import Run, read_run
 
 LOGGER = logging.getLogger(__name__)

@@ -105,8 +105,8 @@ def recount(storage: Storage, output: str, run_id: str, addresses: Addresses) ->
     _replace(storage, uri, pa.Table.from_pylist([row], schema=table.schema))
 
 
-def without_names(row: dict[str, Any], addresses: Addresses) -> dict[str, str]:
-    """What a row of `runs` says of its inputs and settings, with none of the addresses in it."""
+def without_names(row: dict[str, Any], addresses: Addresses) -> dict[str, str | None]:
+    """What a row of `runs` says of places and settings, with none of the addresses in it."""
     content = json.loads(row["config_json"])
     request, settings = content.get("request", {}), content.get("config", {})
     inputs = [addresses.redacted(given) for given in request.get("input", [])]
@@ -117,7 +117,8 @@ def without_names(row: dict[str, Any], addresses: Addresses) -> dict[str, str]:
         if name in part:
             part[name] = [REPLACED if any(own in pattern for own in addresses.own_names) else pattern for pattern in part[name]]
     content = addresses.redacted(content)
-    return {"config_json": json.dumps(content, sort_keys=True), "input_uri": addresses.redacted(row["input_uri"])}
+    named = {name: addresses.redacted(row.get(name)) for name in ("input_uri", "drift_folder")}
+    return {name: value for name, value in named.items() if name in row} | {"config_json": json.dumps(content, sort_keys=True)}
 
 
 def _counts(storage: Storage, output: str, run_id: str) -> Counter[str]:
