@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_ray.browse.runs import read_runs
+from fer_ray.browse.runs import read_all
 from fer_ray.errors import StorageError, UsageError
 from fer_ray.io.storage import Storage, join
 from fer_ray.label.incremental.forgotten import Forgotten
@@ -33,7 +33,7 @@ def opened(storage: Storage, tables: str) -> Iterator[duckdb.DuckDBPyConnection]
         StorageError: the tables cannot be read, or do not fit onto the disk.
     """
     with tempfile.TemporaryDirectory(prefix="fer-ray-") as scratch, duckdb.connect(str(Path(scratch) / "tables.duckdb")) as connection:
-        rows = read_runs(storage, tables)
+        rows = read_all(storage, tables)
         try:
             connection.execute(f"SET memory_limit='{MEMORY}'")
             connection.register("batches", pa.Table.from_pylist(rows, schema=RUNS))

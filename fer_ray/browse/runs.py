@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -13,13 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fer_ray.config.browse import ErrorsConfig, RunsConfig, ShowConfig, TablesConfig
-from fer_ray.errors import StorageError, UsageError
+from fer_ray.errors import UsageError
 from fer_ray.io.storage import Storage, absolute, join
+from fer_ray.label.report.index import read_runs
 from fer_ray.reporting.html import shorten
-from fer_ray.schema import RUNS, Status
+from fer_ray.schema import Status
 from fer_ray.text import duration, percent, plural, sanitize
 
-READER_THREADS = 16
 ROWS_PER_BATCH = 65_536
 MAX_INPUT = 40  # characters of an input in the list
 MAX_REASONS = 50  # of a run, the commonest
@@ -34,31 +33,23 @@ def open_tables(config: TablesConfig) -> tuple[Storage, str]:
     return Storage.of(config), absolute(config.tables, "folder of tables")
 
 
-def read_runs(storage: Storage, tables: str) -> list[dict[str, Any]]:
-    """The rows of `runs`, the newest first; None in the columns that the version of a row did not have.
+def read_all(storage: Storage, tables: str) -> list[dict[str, Any]]:
+    """The rows of `runs`, the newest first.
 
     Raises:
         UsageError: there is none.
         StorageError: one cannot be read.
     """
-
-    def read(uri: str) -> dict[str, Any]:
-        try:
-            return {**dict.fromkeys(RUNS.names), **pq.read_table(pa.BufferReader(storage.read(uri))).to_pylist()[0]}
-        except pa.ArrowException as error:
-            raise StorageError(f"The table file {uri} cannot be read: restore it, or remove all files of that run.") from error
-
     files = [entry.image_uri for entry in storage.list_files(join(tables, "runs")) if entry.size_bytes]
-    with ThreadPoolExecutor(READER_THREADS) as threads:
-        rows = list(threads.map(read, [file for file in files if file.endswith(".parquet")]))
+    rows = read_runs(storage, [file for file in files if file.endswith(".parquet")])
     if not rows:
         raise UsageError(f"{tables} holds no committed run: name the output of `fer-ray label`.")
-    return sorted(rows, key=lambda row: (row["finished_at"], row["run_id"]), reverse=True)
+    return rows
 
 
 def list_runs(config: RunsConfig) -> dict[str, Any]:
     """A line for each run, the newest first."""
-    rows = read_runs(*open_tables(config))
+    rows = read_all(*open_tables(config))
     header = ("run", "date", "took", "model", "images", "faces", "failed", "known", "input")
     lines = [header, *(_line(row) for row in rows[: config.limit])]
     left_out = len(rows) - config.limit
@@ -123,7 +114,7 @@ def find_run(storage: Storage, tables: str, run_id: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such run.
     """
-    rows = read_runs(storage, tables)
+    rows = read_all(storage, tables)
     found = next((row for row in rows if run_id in ("", row["run_id"])), None)
     if found is None:
         raise UsageError(f"{tables} holds no run {sanitize(run_id)}: `fer-ray runs --tables {tables}` lists them.")

@@ -11,6 +11,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.special
 from browser import browsed, fits, needs_browser
@@ -33,6 +35,7 @@ from fer_ray.label.report.picture import TILE, draw_picture
 from fer_ray.label.report.summarize import summarize
 from fer_ray.label.report.summary import LABELS, OTHERS
 from fer_ray.label.run import Run, identify, read_run
+from fer_ray.schema import RUNS
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 HOSTILE_FOLDER = "\"'><b onmouseover=window.hacked=1>"
@@ -235,9 +238,26 @@ def test_runs_in_an_object_store_are_reported_and_compared_there(s3_server: S3Se
     run = dataclasses.replace(local, output="s3://reports/out", storage=storage)
     assert isinstance(run, Run)
     assert write_report(run, row) == "s3://reports/out/reports/night-19/report.html"
-    up = b'<a href="../">Reports of all runs</a>'
-    assert nights["night-19"].read_bytes().count(up) == 1, "a browser lists the folders of a disk, not those of a store"
-    assert storage.read("s3://reports/out/reports/night-19/report.html") == nights["night-19"].read_bytes().replace(up, b"")
+    assert storage.read("s3://reports/out/reports/night-19/report.html") == nights["night-19"].read_bytes()
+    assert b'href="night-19/report.html"' in storage.read("s3://reports/out/reports/index.html")
+
+
+def test_the_page_of_all_runs_leads_to_each_report_newest_first_and_shows_which_failed(tmp_path: Path) -> None:
+    for day, failed in ((17, 0), (18, 10), (19, 150)):
+        run, row = write_run(tmp_path, f"night-{day}", day, EVEN, 200, FOLDERS, failed=failed)
+        if day == 19:
+            row |= {"status": "too_many_failed", "drift_psi": 0.375, "model_name": HOSTILE}
+            pq.write_table(pa.Table.from_pylist([row], schema=RUNS), run.commit_file)
+        if day != 17:
+            write_report(run, row)
+    content = (tmp_path / "reports" / "index.html").read_text()
+    page = Page(content)
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a" and attributes["href"] != "#top"]
+    assert links == ["night-19/report.html", "night-18/report.html"], "a run without a report has no link"
+    assert page.text.index("night-19") < page.text.index("night-18") < page.text.index("night-17")
+    for words in ("too many failed", "75.0", "0.375", HOSTILE, "Images that failed"):
+        assert words in page.text, words
+    assert 'href="../index.html"' in (tmp_path / "reports" / "night-18" / "report.html").read_text()
 
 
 @needs_browser
@@ -276,7 +296,7 @@ def test_a_browser_shows_the_report_without_an_error_and_its_choices_narrow_it(
         assert page.is_visible("text=There was nothing to label")
 
         page.emulate_media(color_scheme="dark")
-        for report in (night[1], *nights.values()):
+        for report in (night[1], *nights.values(), nights["night-19"].parents[1] / "index.html"):
             page.goto(report.as_uri())
             assert fits(page), "a phone shows the whole width"
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 25, 30)"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from fer_ray.io.storage import is_remote
 from fer_ray.label.outcome import PAGE_FILE, judge, report_address
 from fer_ray.label.report.aggregates import RunAggregates, aggregate, read_earlier_runs, write_aggregates
 from fer_ray.label.report.content import ReportContent, RunReport, image_link
+from fer_ray.label.report.index import INDEX_FILE, write_index
 from fer_ray.label.report.nightly import Change, compare_nights
 from fer_ray.label.report.samples import read_samples
 from fer_ray.label.report.summarize import summarize
@@ -43,7 +43,7 @@ def measure(run: Run, row: Mapping[str, Any]) -> Measured:
 
 
 def write_report(run: Run, row: Mapping[str, Any], measured: Measured | None = None) -> str:
-    """Write the page about a committed run.
+    """Write the page about a committed run, and that about all runs anew.
 
     Args:
         run: The run, whose tables are published.
@@ -63,19 +63,14 @@ def write_report(run: Run, row: Mapping[str, Any], measured: Measured | None = N
     samples = read_samples(run, summary.candidates, wanted) if run.config.thumbnails else None
     address = report_address(run)
     report = RunReport(row, summary, earlier, samples, alarm=judge(run.config, row)[1])
-    run.storage.write(address, render_page(report, not is_remote(address)).encode())
+    run.storage.write(address, render_page(report).encode())
+    write_index(run.storage, run.output)
     return address
 
 
-def render_page(report: RunReport, is_in_folder: bool) -> str:
-    """The page; that of a run without images is short, and nothing in it runs.
-
-    Args:
-        report: What it shows.
-        is_in_folder: Whether it lies on a disk: browsers list the folders there, so the page leads up to those of all runs.
-    """
+def render_page(report: RunReport) -> str:
+    """The page; that of a run without images is short, and nothing in it runs."""
     content = ReportContent(report)
-    up = [("Reports of all runs", "../")] if is_in_folder else []
     previous = [(f"Previous run: {one.run_id}", f"../{quote(one.run_id, safe='')}/{PAGE_FILE}") for one in report.earlier[-1:]]
     return render(
         "fer_ray.label.report",
@@ -83,7 +78,7 @@ def render_page(report: RunReport, is_in_folder: bool) -> str:
         styles=["run.css"],
         scripts=["run.js"] if content.total.images else [],
         title=f"Labeling run {report.row['run_id']}",
-        links=[*up, *previous],
+        links=[("All runs", f"../{INDEX_FILE}"), *previous],
         run=content,
         image_link=image_link,
     )
