@@ -49,6 +49,8 @@ def forget(config: ForgetConfig) -> tuple[dict[str, Any], int]:
     """
     storage, output = open_tables(config)
     addresses = read_addresses(storage, config)
+    if addresses.covers(output):
+        raise UsageError(f"The output {output} lies in what is to be forgotten: name what lies beside it.")
     return _Forgetting(storage, output, addresses, config).run()
 
 
@@ -111,7 +113,7 @@ class _Forgetting:
         counts = Counter(record.removed)
         if not record.runs:
             counts.update(self._counts(found))
-        runs = {one.run_id for one in found}.union(record.runs)
+        runs = {one.run_id for one in found}.union(record.runs, filter(self._is_named_by, self.committed))
         reports = {run_id for run_id in runs if self._has_report(run_id)}.union(record.reports)
         record = dataclasses.replace(record, removed=dict(counts), runs=tuple(sorted(runs)), reports=tuple(sorted(reports)))
         self._write(record)
@@ -137,16 +139,15 @@ class _Forgetting:
         exported, unknown = pages.Exports(storage, output).remove(addresses, ids)
         if unknown:
             LOGGER.warning("%s in the output that are not fer_ray's: look at them yourself", plural(len(unknown), "file"))
-        for run_id in record.runs:
-            pages.remove_report(storage, output, run_id)
+        pages.remove_reports(storage, output, record.runs)
         removed = {"images": 0, "faces": 0, "crops": 0, "tracks": 0}
         for rows in found:
             removed["crops"] += tables.remove_crops(storage, join(output, "crops", rows.file), rows.ids)
             for table in ("tracks", "faces", "images"):
                 removed[table] += self._remove_rows(join(output, table, rows.file))
         self._remove_elsewhere()
-        for run_id in sorted(self.committed):
-            self._clean_run(run_id, run_id in record.runs)
+        for run_id in sorted(self.committed.intersection(record.runs)):
+            tables.recount(storage, output, run_id, addresses)
         pages.clean_logs(storage, output, addresses)
         reports = pages.write_reports(storage, output, record.reports)
         now, hours = datetime.datetime.now(datetime.UTC), 0.0 if self.config.drop_unfinished else STALE_HOURS
@@ -169,14 +170,10 @@ class _Forgetting:
             else:
                 self._remove_rows(uri)
 
-    def _clean_run(self, run_id: str, is_touched: bool) -> None:
-        """Count a run again, and take the addresses out of its settings, where it named one of them."""
-        uri = join(self.output, "runs", f"{run_id}.parquet")
-        with self.storage.open(uri) as file:
-            row = pq.read_table(file).to_pylist()[0]
-        named = tables.without_names(row, self.addresses)
-        if is_touched or any(row[name] != value for name, value in named.items()):
-            tables.recount(self.storage, self.output, run_id, self.addresses)
+    def _is_named_by(self, run_id: str) -> bool:
+        """Whether the inputs or settings of a run name one of the addresses, as they may without any row."""
+        with self.storage.open(join(self.output, "runs", f"{run_id}.parquet")) as file:
+            return tables.is_named_in(pq.read_table(file).to_pylist()[0], self.addresses)
 
     def _counts(self, found: list[Found]) -> dict[str, int]:
         return {"images": sum(one.images for one in found), "files": len(found)}

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from fer_ray.config.label import LabelConfig
@@ -24,18 +24,22 @@ PICTURE_FILE = "faces.jpg"
 FACES_FILE = "faces.csv"  # of `fer-ray crops`
 SAMPLE_FILE = "sample.json"  # of `fer-ray audit`, beside which the others lie
 AUDIT_FILES = ("audit.html", "label_studio_tasks.json", "result.json", SAMPLE_FILE)
+_ASKED = ("thumbnails", "max_error_share", "max_drift", "max_face_drop")  # what a report asks of the settings of its run
 MAX_EXPORT_BYTES = 256 << 20
 OWN_FOLDERS = frozenset(
     ("images", "faces", "tracks", "crops", "runs", "gone", "views", "reports", "forgotten", "_manifest", "_staging", "_archives")
 )
 
 
-def remove_report(storage: Storage, output: str, run_id: str) -> bool:
-    """Remove what a report says and shows, but its log; gives whether there was a page."""
-    folder = join(output, "reports", run_id)
-    had_page = storage.stat(join(folder, PAGE_FILE)) is not None
-    storage.remove(*(join(folder, name) for name in (PICTURE_FILE, PAGE_FILE, AGGREGATES_FILE)))
-    return had_page
+def remove_reports(storage: Storage, output: str, run_ids: Collection[str]) -> None:
+    """Remove what the reports of these runs say and show, but their logs, and the pages about all runs, which come with each report."""
+    for run_id in run_ids:
+        storage.remove(*(join(output, "reports", run_id, name) for name in (PICTURE_FILE, PAGE_FILE, AGGREGATES_FILE)))
+    if run_ids:
+        folder = join(output, "reports", "")
+        storage.remove(
+            *(one.image_uri for one in storage.list_files(folder) if one.error is None and "/" not in one.image_uri[len(folder) :])
+        )
 
 
 def write_reports(storage: Storage, output: str, run_ids: Iterable[str]) -> int:
@@ -131,7 +135,6 @@ def run_of(storage: Storage, output: str, run_id: str) -> Run:
 def _as_it_was(run: Run, row: dict[str, Any]) -> Run:
     """With what its report asks of its settings."""
     settings = json.loads(row["config_json"]).get("config", {})
-    config = LabelConfig(
-        (), run.output, run_id=run.run_id, run_date=row["run_date"].isoformat(), thumbnails=settings.get("thumbnails", True)
-    )
+    asked = {name: settings[name] for name in _ASKED if name in settings}
+    config = LabelConfig((), run.output, run_id=run.run_id, run_date=row["run_date"].isoformat(), **asked)
     return Run(run.run_id, row["run_date"], (), run.output, "", row["model_version"], config, run.storage)

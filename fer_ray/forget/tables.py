@@ -121,6 +121,13 @@ def without_names(row: dict[str, Any], addresses: Addresses) -> dict[str, str | 
     return {name: value for name, value in named.items() if name in row} | {"config_json": json.dumps(content, sort_keys=True)}
 
 
+def is_named_in(row: dict[str, Any], addresses: Addresses) -> bool:
+    """Whether a row of `runs` names one of the addresses."""
+    without = without_names(row, addresses)
+    settings = without.pop("config_json") or ""
+    return json.loads(settings) != json.loads(row["config_json"]) or any(row[name] != value for name, value in without.items())
+
+
 def _counts(storage: Storage, output: str, run_id: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     errors: Counter[str] = Counter()

@@ -108,7 +108,9 @@ def labeled(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Pat
     write_film(folder / "in" / "zoe.mp4", [np.asarray(portrait, np.uint8)] * 50)
     config = LabelConfig((str(folder / "in"),), str(folder / "out"), run_id="first", keep_crops=True)
     label_without_ray(config)
+    label_without_ray(LabelConfig((str(folder / "in" / "zoe"),), str(folder / "out"), run_id="empty"))  # named in its settings alone
     (folder / "out" / "reports" / "first" / "faces.jpg").write_bytes(b"what --picture leaves")
+    (folder / "out" / "reports" / "overview.html").write_bytes(b"one about all runs, of zoe too")
     write_crops(CropsConfig(str(folder / "out"), output=str(folder / "out" / "exported")))
     audit(AuditConfig(str(folder / "out"), str(folder / "out" / "audited"), faces=30))
     return folder
@@ -137,7 +139,7 @@ def request(labeled: Path, tables: Path | str, **options: Any) -> ForgetConfig:
 
 def test_no_byte_of_a_name_a_crop_or_a_sample_is_left_and_no_later_night_brings_it_back(labeled: Path, output: Path, face: Any) -> None:
     before = traces(files_of(output), face)
-    kinds = {"images", "faces", "tracks", "crops", "reports", "_archives", "exported", "audited"}
+    kinds = {"runs", "images", "faces", "tracks", "crops", "reports", "_archives", "exported", "audited"}
     assert {name.partition("/")[0] for name in before} == kinds, "the search finds what there is to find"
     assert "reports/first/report.html" in before
     contents = files_of(output)
@@ -146,7 +148,7 @@ def test_no_byte_of_a_name_a_crop_or_a_sample_is_left_and_no_later_night_brings_
     assert (dry["images"], dry["unknown_addresses"], files_of(output)) == (5, 0, contents), "a dry run counts and writes nothing"
     summary, exit_code = forget(request(labeled, output))
     assert (summary["status"], exit_code) == ("done", 0)
-    assert [summary[name] for name in ("images", "faces", "crops", "tracks", "reports")] == [5, 4, 4, 1, 1]
+    assert [summary[name] for name in ("images", "faces", "crops", "tracks", "reports")] == [5, 4, 4, 1, 2]
     assert traces(files_of(output), face) == set()
     kept = files_of(output)
     assert "reports/first/report.html" in kept, "the report is written anew"
@@ -259,7 +261,7 @@ def test_old_versions_of_objects_are_gone_too(labeled: Path, s3_server: S3Server
     client.delete_object(Bucket="forgetful", Key="tables/_staging/old/1.parquet")
     client.put_object(Bucket="forgetful", Key="tables2/other", Body=b"zoe")
     summary, exit_code = forget(request(labeled, "s3://forgetful/tables", s3_endpoint=s3_server.endpoint))
-    assert (summary["images"], summary["reports"], exit_code) == (5, 1, 0)
+    assert (summary["images"], summary["reports"], exit_code) == (5, 2, 0)
     listed = [one for found in client.get_paginator("list_object_versions").paginate(Bucket="forgetful") for one in found["Versions"]]
     files = {
         f"{one['Key']} {one['VersionId']}": client.get_object(Bucket="forgetful", Key=one["Key"], VersionId=one["VersionId"])["Body"].read()
@@ -273,6 +275,7 @@ def test_old_versions_of_objects_are_gone_too(labeled: Path, s3_server: S3Server
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
+        ("{output}/..", "lies in what is to be forgotten"),
         ("/photos/film.mp4#t=1.200", "is a frame: .* so name the film /photos/film.mp4"),
         ("/", "is everything: name a folder"),
         ("ftp://server/photo.jpg", "is not supported"),
@@ -281,7 +284,7 @@ def test_old_versions_of_objects_are_gone_too(labeled: Path, s3_server: S3Server
 def test_what_cannot_be_forgotten_is_refused_and_nothing_is_written(labeled: Path, output: Path, address: str, sentence: str) -> None:
     before = files_of(output)
     with pytest.raises(UsageError, match=sentence):
-        forget(ForgetConfig(str(output), addresses=(address,)))
+        forget(ForgetConfig(str(output), addresses=(address.format(output=output),)))
     assert files_of(output) == before
     with pytest.raises(UsageError, match="holds no tables"):
         forget(ForgetConfig(str(labeled / "in"), addresses=("/photos/1.jpg",)))
