@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import quote
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,12 +30,14 @@ from fer_ray.label.job import label
 from fer_ray.label.report import apart, picture, samples
 from fer_ray.label.report import summarize as counting
 from fer_ray.label.report.aggregates import RunAggregates, history_by_folder, read_earlier_runs
+from fer_ray.label.report.content import ReportContent, RunReport
 from fer_ray.label.report.drift import MOVED, PSI_WATCH, WATCHED, chi_squared, measure_drift, stability_index
 from fer_ray.label.report.page import write_report
 from fer_ray.label.report.picture import TILE, draw_picture
 from fer_ray.label.report.summarize import summarize
 from fer_ray.label.report.summary import LABELS, OTHERS
 from fer_ray.label.run import Run, identify, read_run
+from fer_ray.label.views import write_views
 from fer_ray.schema import RUNS
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
@@ -260,6 +263,20 @@ def test_the_page_of_all_runs_leads_to_each_report_newest_first_and_shows_which_
     assert 'href="../index.html"' in (tmp_path / "reports" / "night-18" / "report.html").read_text()
 
 
+def test_each_reason_stands_once_with_its_folders_and_queries_give_the_figures_again(tmp_path: Path) -> None:
+    run, row = write_run(tmp_path, "night-20", 20, EVEN, 300, FOLDERS, failed=150)
+    content = ReportContent(RunReport(row, summarize(run)))
+    (reason,) = content.failures
+    assert (reason["images"], [(name, images) for _, name, images in reason["folders"]]) == (150, [("2025/01", 100), ("2025/02", 50)])
+    write_views(run.storage, str(tmp_path))
+    with duckdb.connect() as connection:
+        connection.sql((tmp_path / "views" / "duckdb.sql").read_text())
+        answers = {section: connection.sql(query).fetchall() for section, query in content.queries.items()}
+    assert {name: n for name, n, _ in answers["emotions"]} == content.total.emotions
+    assert sum(faces for *_, faces in answers["folders"]) == 150
+    assert sum(images for status, _, images, _ in answers["failures"] if status not in ("ok", "no_face")) == 150
+
+
 @needs_browser
 def test_a_browser_shows_the_report_without_an_error_and_its_choices_narrow_it(
     night: tuple[LabelConfig, Path], nights: dict[str, Path]
@@ -288,6 +305,8 @@ def test_a_browser_shows_the_report_without_an_error_and_its_choices_narrow_it(
         assert page.inner_text("#statuses tr[data-status=undecodable] [data-cell=count]") == "200"
         page.select_option("select[name=status]", "too_large")
         assert page.locator(".errors tbody tr:visible").count() == 0
+        page.select_option("select[name=status]", "undecodable")
+        assert page.locator(".errors tbody tr:visible [data-cell=count]").all_inner_texts() == ["200"]
         page.click("text=show all")
         assert page.locator(".errors tbody tr:visible").count() == 1
         assert page.inner_text("#confidence-faces") == "1,000"

@@ -14,7 +14,7 @@ from fer_ray.io.archives import names_inside
 from fer_ray.label.report.aggregates import RunAggregates, add_up, history_by_folder
 from fer_ray.label.report.drift import MIN_FACES, MOVED, PSI_MOVED, PSI_WATCH, Comparison
 from fer_ray.label.report.samples import FaceSample
-from fer_ray.label.report.summary import BINS, LABELS, OTHERS, STATUSES, FolderCounts, RunSummary
+from fer_ray.label.report.summary import BINS, LABELS, OTHERS, STATUSES, FailureGroup, FolderCounts, RunSummary
 from fer_ray.reporting.html import link
 from fer_ray.text import NO_BREAK_SPACE
 
@@ -22,6 +22,7 @@ MAX_FOLDERS = 50
 MAX_DAYS = 40
 MAX_FAILURE_ROWS = 200
 MAX_NAMED_MOVES = 6
+MAX_NAMED_FOLDERS = 6  # of one reason
 MAX_BARS = 120
 MIN_BARS = 4  # fewer steps show no course
 _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)  # seconds
@@ -80,7 +81,13 @@ class ReportContent:
         self.faces = Comparison(self.total.emotions, add_up(one.emotions for one in report.earlier))
         self.emotions = [name for name in LABELS if self.faces.now.get(name) or self.faces.before.get(name)]
         self.has_others = OTHERS in self.summary.folders
-        self.limits = {"folders": MAX_FOLDERS, "days": MAX_DAYS, "failures": MAX_FAILURE_ROWS, "moves": MAX_NAMED_MOVES}
+        self.limits = {
+            "folders": MAX_FOLDERS,
+            "days": MAX_DAYS,
+            "failures": MAX_FAILURE_ROWS,
+            "moves": MAX_NAMED_MOVES,
+            "named": MAX_NAMED_FOLDERS,
+        }
         self.psi = {"min_faces": MIN_FACES, "watch": PSI_WATCH, "moved": PSI_MOVED}
 
     @property
@@ -158,18 +165,34 @@ class ReportContent:
 
     @property
     def failures(self) -> list[dict[str, Any]]:
-        return [
+        """Each reason once, the commonest first, with its folders, that with the most images first."""
+        reasons: dict[tuple[str, str], list[FailureGroup]] = {}
+        for one in self.summary.failures:
+            reasons.setdefault((one.reason, one.status), []).append(one)
+        rows = [
             {
-                "reason": one.reason,
-                "images": one.images,
-                "status": one.status,
-                "folder": self._numbers.get(one.folder, ""),
-                "folder_name": _folder_name(one.folder),
-                "example": one.example[len(self.summary.base) :],
-                "link": image_link(one.example),
+                "reason": reason,
+                "images": sum(one.images for one in groups),
+                "status": status,
+                "folders": [(self._numbers.get(one.folder, ""), _folder_name(one.folder), one.images) for one in groups],
+                "example": groups[0].example[len(self.summary.base) :],
+                "link": image_link(groups[0].example),
             }
-            for one in self.summary.failures
+            for (reason, status), groups in reasons.items()
         ]
+        return sorted(rows, key=lambda row: -row["images"])
+
+    @property
+    def queries(self) -> dict[str, str]:
+        """SQL that gives the figures again from the views, by the section that shows them."""
+        count = "count(*) AS {0}, round(100e0 * count(*) / sum(count(*)) OVER (), 1) AS percent"
+        where = f"WHERE run_id = '{self.row['run_id']}'"  # letters, digits and dots
+        return {
+            "emotions": f"SELECT emotion, {count.format('faces')}\nFROM faces {where}\nGROUP BY emotion ORDER BY faces DESC",
+            "folders": "SELECT images.folder, emotion, count(*) AS faces\nFROM images JOIN faces USING (image_id, run_id)\n"
+            f"{where}\nGROUP BY images.folder, emotion ORDER BY images.folder, faces DESC",
+            "failures": f"SELECT status, error, {count.format('images')}\nFROM images {where}\nGROUP BY status, error ORDER BY images DESC",
+        }
 
     @property
     def throughput(self) -> dict[str, Any] | None:

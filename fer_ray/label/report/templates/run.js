@@ -69,8 +69,14 @@
   function showRows() {
     const fits = (element) =>
       Object.entries(chosen).every(([name, value]) => value === "" || !(name in element.dataset) || element.dataset[name] === value);
-    all(".errors tr[data-status], .faces figure").forEach((element) => {
+    all(".faces figure").forEach((element) => {
       element.hidden = !fits(element);
+    });
+    all(".errors tr[data-status]").forEach((row) => {
+      const counts = Object.fromEntries(row.dataset.folders.trim().split(" ").map((one) => one.split(":")));
+      const count = chosen.folder === "" ? row.dataset.images : counts[chosen.folder];
+      row.hidden = !fits(row) || count === undefined;
+      cells(row, { count: whole(Number(count)) });
     });
     all("#folder-shares tr[data-folder]").forEach((row) => row.classList.toggle("faint", !fits(row)));
     all(".samples section").forEach((section) => {
