@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -30,6 +32,7 @@ TABLES = {"images": IMAGES, "faces": FACES, "tracks": TRACKS, "runs": RUNS}
 RUN_IDS = "fer-ray.run-ids"  # in the summary of a snapshot: the runs that it registered
 OUTPUT = "fer-ray.output"  # among the properties of a table: the output whose files it has
 MAX_TRIES = 4  # of a commit that another one overtook
+MAX_SECONDS = 1800.0  # for all of it: a first time registers a whole history
 READER_THREADS = 16
 REASON_LENGTH = 300  # characters
 _SECRET = re.compile(r"password|secret|token|credential|key", re.IGNORECASE)
@@ -62,12 +65,7 @@ def register(run: Run) -> None:
     settings: Mapping[str, str] = {}
     try:
         settings = _settings(run)
-        catalog = _load(run, settings)
-        committed = _files(run.storage, join(run.output, "runs"))
-        count = 0
-        for name, schema in TABLES.items():
-            files = _files(run.storage, join(run.output, name), committed) if name != "runs" else committed
-            count = max(count, _register_table(run, catalog, name, schema, files))
+        count = _in_time(lambda: _register(run, settings))
     except PublishError:
         raise
     except Exception as error:  # a catalog is one of a dozen programs, each with errors of its own
@@ -76,6 +74,36 @@ def register(run: Run) -> None:
             "start the same command again, or leave it to the next night, which registers whatever is missing."
         ) from error
     LOGGER.info("%s: %s", run.config.publish, f"{plural(count, 'run')} registered" if count else "has all runs")
+
+
+def _in_time(work: Callable[[], int]) -> int:
+    """What it gives, from a thread that holds up no end of the process: pyiceberg waits for ever for a server that says nothing."""
+    answers: SimpleQueue[int | Exception] = SimpleQueue()
+
+    def answer() -> None:
+        try:
+            answers.put(work())
+        except Exception as error:  # noqa: BLE001 - raised below
+            answers.put(error)
+
+    Thread(target=answer, daemon=True).start()
+    try:
+        answered = answers.get(timeout=MAX_SECONDS)
+    except Empty:
+        raise TimeoutError(f"it was not done within {MAX_SECONDS:g} s") from None
+    if isinstance(answered, Exception):
+        raise answered
+    return answered
+
+
+def _register(run: Run, settings: Mapping[str, str]) -> int:
+    """Register the tables; gives the count of runs."""
+    catalog, count = _load(run, settings), 0
+    committed = _files(run.storage, join(run.output, "runs"))
+    for name, schema in TABLES.items():
+        files = _files(run.storage, join(run.output, name), committed) if name != "runs" else committed
+        count = max(count, _register_table(run, catalog, name, schema, files))
+    return count
 
 
 def _settings(run: Run) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import socket
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -70,6 +71,11 @@ def test_a_catalog_that_is_away_costs_no_run_and_the_next_night_registers_all_of
         with pytest.raises(PublishError, match=r"\(\[Errno 111\] Connection \.\.\.\)") as away:  # what may be a secret is not shown
             iceberg.register(run)
         assert away.value.exit_code == 1
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            patched.setenv("PYICEBERG_CATALOG__TEAM__URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            patched.setattr(iceberg, "MAX_SECONDS", 0.5)
+            with pytest.raises(PublishError, match=r"\(it was not done within 0.5 s\)"):
+                iceberg.register(run)
 
     (tmp_path / "team").mkdir()
     shutil.copy(photographs["chelsea"], photos)
