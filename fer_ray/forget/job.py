@@ -90,7 +90,7 @@ class _Forgetting:
         removed = self._remove(found, record)
         if not held:  # one that held them may have been published meanwhile, and have read no note before
             self._write(dataclasses.replace(record, completed=record.completed + 1, is_complete=True, runs=(), reports=()))
-        self._say(removed, held)
+        self._say(removed, held, is_first=not record.removed.get("images"))
         summary = self._summary("waiting" if held else "done", removed, held)
         return {**summary, "note": record_file(self.output, record)}, EXIT_FAILED if held else EXIT_DONE
 
@@ -188,10 +188,10 @@ class _Forgetting:
             "unfinished_runs": [one.run_id for one in held],
         }
 
-    def _say(self, removed: dict[str, int], held: list[Work]) -> None:
+    def _say(self, removed: dict[str, int], held: list[Work], is_first: bool) -> None:
         what = f"{plural(removed['images'], 'row')} of images, {removed['faces']:,} of faces and {plural(removed['crops'], 'crop')}"
         LOGGER.info("removed %s; later runs leave out what was named", what)
-        if self.addresses.unknown:
+        if self.addresses.unknown and (is_first or removed["images"]):  # else they were found when the command began
             LOGGER.info(
                 "%d of %d addresses are of nothing in the output: noted none the less", self.addresses.unknown, len(self.addresses.uris)
             )
