@@ -96,7 +96,7 @@ def test_the_report_of_a_real_run_shows_faces_and_failures_and_strangers_names_a
     assert f"file://{quote(str(night[1].parents[3] / 'plain' / 'hopper.jpg'))}" in targets, "a face leads to its image"
     assert {target.partition(":")[0] for target in targets if target[0] not in "#."} == {"file"}
     pictures = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 4, "the two photographs, among the emotions and among the least certain; copies are shown once"
+    assert len(pictures) == 5, "the two photographs, among the emotions and the least certain, and for its folder a copy of one"
     thumbnails = [Image.open(io.BytesIO(base64.b64decode(picture.removeprefix("data:image/jpeg;base64,")))) for picture in pictures]
     assert {(image.format, max(image.size) <= 96) for image in thumbnails} == {("JPEG", True)}
 
@@ -288,6 +288,7 @@ def test_a_browser_shows_the_report_without_an_error_and_its_choices_narrow_it(
         options = page.locator("select[name=folder] option").all_inner_texts()
         assert options == ["all folders", HOSTILE_FOLDER, "plain"]
         page.select_option("select[name=folder]", label=HOSTILE_FOLDER)
+        assert page.locator(".faces figure:visible").count() > 0, "every folder has its samples"
         assert page.locator(".errors tbody tr:visible").count() == 0
         assert page.is_visible("text=No image that fits the choice failed.")
         assert page.evaluate("window.hacked") is None

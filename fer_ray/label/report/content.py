@@ -32,7 +32,8 @@ _STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 
 class RunReport:
     """What the page shows: the run's row in `runs`, its sums, the earlier runs of the same model, and pictures of faces.
 
-    `samples` holds those of each emotion, and under an empty name the least certain ones; None where none were wanted.
+    `samples` holds those of each emotion, under an empty name the least certain ones, and under OTHERS those of folders whose
+    emotions have none among these; None where none were wanted.
     `alarm` says why the run is not done without more ado; it is empty where it is.
     """
 
@@ -80,7 +81,7 @@ class ReportContent:
         self.total = self.summary.total
         self.faces = Comparison(self.total.emotions, add_up(one.emotions for one in report.earlier))
         self.emotions = [name for name in LABELS if self.faces.now.get(name) or self.faces.before.get(name)]
-        self.has_others = OTHERS in self.summary.folders
+        self.has_others, self.others = OTHERS in self.summary.folders, OTHERS
         self.limits = {
             "folders": MAX_FOLDERS,
             "days": MAX_DAYS,
@@ -140,8 +141,8 @@ class ReportContent:
 
     @property
     def sample_groups(self) -> list[tuple[str, Sequence[FaceSample]]]:
-        """Samples by emotion, and under an empty name the least certain."""
-        return [(name, self.samples[name]) for name in (*LABELS, "") if self.samples and self.samples.get(name)]
+        """Samples by emotion, under an empty name the least certain, and those that are for a choice of folder alone."""
+        return [(name, self.samples[name]) for name in (*LABELS, "", OTHERS) if self.samples and self.samples.get(name)]
 
     @property
     def days(self) -> list[Day]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,12 @@ from urllib.parse import quote
 
 from fer_ray.label.outcome import PAGE_FILE, judge, report_address
 from fer_ray.label.report.aggregates import RunAggregates, aggregate, read_earlier_runs, write_aggregates
-from fer_ray.label.report.content import ReportContent, RunReport, image_link
+from fer_ray.label.report.content import MAX_FOLDERS, ReportContent, RunReport, image_link
 from fer_ray.label.report.index import INDEX_FILE, write_index
 from fer_ray.label.report.nightly import Change, compare_nights
-from fer_ray.label.report.samples import read_samples
+from fer_ray.label.report.samples import FaceSample, read_samples
 from fer_ray.label.report.summarize import summarize
-from fer_ray.label.report.summary import RunSummary
+from fer_ray.label.report.summary import OTHERS, RunSummary
 from fer_ray.label.run import Run
 from fer_ray.reporting.html import render
 
@@ -59,13 +60,26 @@ def write_report(run: Run, row: Mapping[str, Any], measured: Measured | None = N
     measured = measured or measure(run, row)
     summary, earlier = measured.summary, measured.earlier
     write_aggregates(run, aggregate(run, row, summary))
-    wanted = {group: SAMPLES_PER_EMOTION if group else UNCERTAIN_SAMPLES for group in summary.candidates}
-    samples = read_samples(run, summary.candidates, wanted) if run.config.thumbnails else None
+    samples = _read_samples(run, summary) if run.config.thumbnails else None
     address = report_address(run)
     report = RunReport(row, summary, earlier, samples, alarm=judge(run.config, row)[1])
     run.storage.write(address, render_page(report).encode())
     write_index(run.storage, run.output)
     return address
+
+
+def _read_samples(run: Run, summary: RunSummary) -> dict[str, list[FaceSample]]:
+    """Samples by emotion, those of the lowest confidence, and one for each emotion of each folder that has none among these."""
+    wanted = {group: SAMPLES_PER_EMOTION if group else UNCERTAIN_SAMPLES for group in summary.candidates}
+    samples = read_samples(run, summary.candidates, wanted)
+    shown = summary.limit_folders(MAX_FOLDERS)
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for row in summary.others:
+        cells.setdefault(f"{shown.folder_of(row['image_uri'])} {row['emotion']}", []).append(row)
+    for one in itertools.chain.from_iterable(samples.values()):
+        cells.pop(f"{shown.folder_of(one.image_uri)} {one.emotion}", None)
+    others = read_samples(run, cells, dict.fromkeys(cells, 1)) if cells else {}
+    return {**samples, OTHERS: list(itertools.chain.from_iterable(others.values()))}
 
 
 def render_page(report: RunReport) -> str:

@@ -38,6 +38,7 @@ MAX_TIMES = 50_000  # seconds in which images were labeled, before steps become 
 MAX_REASON_LENGTH = 300
 CANDIDATES_PER_EMOTION = 16  # for 6 that are shown: images may be gone by then
 UNCERTAIN_CANDIDATES = 32  # for 12
+CANDIDATES_PER_CELL = 3  # of one emotion in one folder, for 1
 IMAGE_COLUMNS = ("image_uri", "status", "error", "labeled_at")
 FACE_COLUMNS = ("image_uri", "bbox_x", "bbox_y", "bbox_width", "bbox_height", "emotion", "confidence", "labeled_at")
 
@@ -199,6 +200,8 @@ class _FaceCounter:
         self.slots = {name: slot for slot, name in enumerate(summary.folders)}
         self.counts = np.zeros((len(self.slots) + 1, len(LABELS), BINS), np.int64)
         self.best: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+        self.of_cells: dict[int, list[tuple[float, dict[str, Any]]]] = {}
+        self.limits = np.full((len(self.slots) + 1) * len(LABELS), np.inf)  # draws that are not below change nothing
         self.generator = np.random.default_rng(0)
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -214,6 +217,22 @@ class _FaceCounter:
         for code in np.unique(emotions).tolist():
             self._pick(LABELS[code], np.where(emotions == code, draws, np.inf), batch, CANDIDATES_PER_EMOTION)
         self._pick("", confidences, batch, UNCERTAIN_CANDIDATES)
+        self._pick_of_cells(slots * len(LABELS) + emotions, draws, batch)
+
+    def _pick_of_cells(self, cells: Int64Array, draws: Float64Array, batch: pa.RecordBatch) -> None:
+        """Keep the rows of the smallest draws for each emotion of each folder."""
+        order = np.lexsort((draws, cells))
+        order = order[draws[order] < self.limits[cells[order]]]
+        ordered = cells[order]
+        ranks = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+        places = order[ranks < CANDIDATES_PER_CELL]
+        for cell, draw, row in zip(cells[places].tolist(), draws[places].tolist(), batch.take(pa.array(places)).to_pylist(), strict=True):
+            best = self.of_cells.setdefault(cell, [])
+            best.append((draw, row))
+            best.sort(key=lambda pair: pair[0])
+            del best[CANDIDATES_PER_CELL:]
+            if len(best) == CANDIDATES_PER_CELL:
+                self.limits[cell] = best[-1][0]
 
     def _pick(self, group: str, keys: Float64Array, batch: pa.RecordBatch, limit: int) -> None:
         """Keep the rows of the smallest keys, one an image."""
@@ -234,3 +253,4 @@ class _FaceCounter:
         if self.counts[len(self.slots)].any():
             self.summary.folders.setdefault(OTHERS, FolderCounts()).faces += self.counts[len(self.slots)]
         self.summary.candidates = {group: [row for _, row in best] for group, best in self.best.items()}
+        self.summary.others = [row for _, best in sorted(self.of_cells.items()) for _, row in best]

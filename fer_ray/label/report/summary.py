@@ -66,7 +66,8 @@ class RunSummary:
     """What a run found. Folders are named by their path below `base`, at most `levels` deep; `OTHERS` holds what has no own entry.
 
     `times` counts images by the second, rounded down to `time_step`, in which they were labeled. `candidates` are rows of faces
-    to show: for each emotion some at random, one an image, and under an empty name those of the lowest confidence.
+    to show: for each emotion some at random, one an image, and under an empty name those of the lowest confidence. `others` are a
+    few of each emotion of each folder.
     """
 
     base: str
@@ -76,6 +77,7 @@ class RunSummary:
     times: Counter[int] = field(default_factory=Counter)
     time_step: int = 1
     candidates: dict[str, CandidateRows] = field(default_factory=dict)
+    others: CandidateRows = field(default_factory=list)
 
     @property
     def total(self) -> FolderCounts:
@@ -94,7 +96,7 @@ class RunSummary:
             folders.setdefault(cut(name, levels), FolderCounts()).add(counts)
         folders = keep_largest(folders, limit)
         failures = merge_failures(self.failures, folders, levels)
-        return RunSummary(self.base, levels, folders, failures, self.times, self.time_step, self.candidates)
+        return RunSummary(self.base, levels, folders, failures, self.times, self.time_step, self.candidates, self.others)
 
     def folder_of(self, image_uri: str) -> str:
         """The entry of `folders` that an image of this run counts in."""

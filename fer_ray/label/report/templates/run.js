@@ -80,7 +80,8 @@
     });
     all("#folder-shares tr[data-folder]").forEach((row) => row.classList.toggle("faint", !fits(row)));
     all(".samples section").forEach((section) => {
-      section.hidden = !section.querySelector("figure:not([hidden])");
+      const isOff = "needsFolder" in section.dataset && chosen.folder === "";
+      section.hidden = isOff || !section.querySelector("figure:not([hidden])");
     });
     all("[data-none-of]").forEach((note) => {
       note.hidden = document.querySelector(`${note.dataset.noneOf}:not([hidden])`) !== null;
