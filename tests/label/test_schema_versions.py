@@ -75,9 +75,9 @@ def test_rows_of_both_versions_are_one_archive(output: Path, tmp_path: Path, pho
     config = LabelConfig((str(tmp_path / "photos"),), str(output), run_id="night-2")
     assert label_without_ray(config)[1] == 0
     for connection in (in_duckdb(output), in_athena(output)):
-        rows = connection.sql("SELECT run_id, schema_version, model_name FROM images_latest ORDER BY image_uri").fetchall()
+        rows = connection.sql("SELECT run_id, schema_version, model_name FROM images_by_model ORDER BY image_uri").fetchall()
         assert rows == [("night-1", 1, "residual-2f3bdffae54a")] * 2 + [("night-2", SCHEMA_VERSION, "ferplus")]
-        assert connection.sql("SELECT count(*) FROM faces_latest").fetchall() == [(2,)]
+        assert connection.sql("SELECT count(*) FROM faces_by_model").fetchall() == [(2,)]
     for names in read_as_documented(output):
         assert (len(names["runs"]), len(names["images"])) == (2, 3)
     older = read_run(dataclasses.replace(identify(config), run_id="night-1"))
