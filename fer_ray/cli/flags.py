@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from fer_ray.config.flat import build, read_yaml
+from fer_ray.config.flat import RECIPES, build, read_yaml
 from fer_ray.config.options import OptionSpec, options_of
 from fer_ray.errors import EXIT_DONE, UsageError
 
@@ -99,7 +99,7 @@ def _app(options: dict[str, OptionSpec], description: str, name: str, epilogue: 
     return app
 
 
-_CONFIG_HELP = "YAML file with the same names as these flags, or a recipe of the package: classic, fer2013, ferplus; flags win"
+_CONFIG_HELP = f"YAML file with the same names as these flags, or a recipe of the package: {', '.join(RECIPES)}; flags win"
 
 
 def _help(option: OptionSpec) -> str:

@@ -20,7 +20,7 @@ Config = TypeVar("Config")
 MAX_YAML_BYTES = 64 << 10
 MAX_DEPTH = 8  # a mapping with lists has 2
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
-RECIPES = ("classic", "fer2013", "ferplus")
+RECIPES = ("classic", "fer2013", "ferplus", "ferplus_robust")
 
 
 def read_yaml(name: str, options: Mapping[str, OptionSpec]) -> dict[str, Any]:
