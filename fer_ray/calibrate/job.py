@@ -64,9 +64,9 @@ def calibrate_bundle(config: CalibrateConfig, progress: Progress | None = None) 
             clean, poor, judged = _answer(model, images, config, progress)
         finally:
             progress.close()
-        calibration = _fit(clean, poor, labels)
+        calibration = _fit(clean, poor, labels, config.balance)
         temperature = fit_temperature(clean.logits, labels)
-        conditions = _judge(clean, poor, judged, labels, temperature)
+        conditions = _judge(clean, poor, judged, labels, temperature, config.balance)
         content["calibration"] = {
             "method": "temperature",
             "temperature": temperature,
@@ -77,7 +77,8 @@ def calibrate_bundle(config: CalibrateConfig, progress: Progress | None = None) 
         content["lineage"] = {**content["lineage"], "calibrated_on": lineage}
         _write(folder, output, content, config)
     for name, row in conditions.items():
-        logger.info("%-9s accuracy %.3f, ECE %.3f (%.3f without)", name, row["accuracy"], row["ece"], row["ece_without"])
+        figures = (row["accuracy"], row["mean_recall"], row["ece"], row["ece_without"])
+        logger.info("%-9s accuracy %.3f, mean recall %.3f, ECE %.3f (%.3f without)", name, *figures)
     logger.info("Label with it: fer-ray label --model %s", sanitize(config.output))
     return {"model_version": content["model_version"], "conditions": conditions, "output": config.output}
 
@@ -97,7 +98,13 @@ def _faces(config: CalibrateConfig, model: Bundle[OnnxNetwork]) -> tuple[UInt8Ar
         found = len(data.validation)
         raise DatasetError(f"The data set {config.data.dataset} has {found} validation faces: a calibration needs {MIN_FACES} at least.")
     labels = np.array([model.classes.index(name) for name in data.classes])[data.validation.labels]
-    lineage = {"data_sha256": data.sha256, "validation_counts": counts, "views": config.views, "seed": config.seed}
+    lineage = {
+        "data_sha256": data.sha256,
+        "validation_counts": counts,
+        "views": config.views,
+        "seed": config.seed,
+        "balance": config.balance,
+    }
     return data.validation.images, labels, lineage
 
 
@@ -147,22 +154,23 @@ def _poorer(face: UInt8Array, generator: np.random.Generator) -> UInt8Array:
     return face
 
 
-def _fit(clean: _Answers, poor: list[_Answers], labels: Int64Array) -> PictureCalibration:
+def _fit(clean: _Answers, poor: list[_Answers], labels: Int64Array, balance: float) -> PictureCalibration:
     together = [clean, *poor]
-    weights = np.repeat([CLEAN_SHARE, *[(1 - CLEAN_SHARE) / len(poor)] * len(poor)], len(labels))
+    shares = np.bincount(labels, minlength=clean.logits.shape[1]) / len(labels)
+    weights = np.outer([CLEAN_SHARE, *[(1 - CLEAN_SHARE) / len(poor)] * len(poor)], shares[labels] ** -balance).ravel()
     logits, seen = (np.concatenate([getattr(one, name) for one in together]) for name in ("logits", "seen"))
     return fit_by_picture(logits, seen, np.tile(labels, len(together)), weights)
 
 
 def _judge(
-    clean: _Answers, poor: list[_Answers], judged: dict[str, _Answers], labels: Int64Array, temperature: float
+    clean: _Answers, poor: list[_Answers], judged: dict[str, _Answers], labels: Int64Array, temperature: float, balance: float
 ) -> dict[str, dict[str, float]]:
     """Accuracy, macro F1, NLL and ECE under each condition, and the ECE with the temperature alone."""
     halves = np.random.default_rng(0).permutation(len(labels)) % 2
     probabilities = {name: np.empty(one.logits.shape) for name, one in judged.items()}
     for half in (0, 1):
         here, there = np.flatnonzero(halves == half), np.flatnonzero(halves != half)
-        fitted = _fit(clean.part(there), [one.part(there) for one in poor], labels[there])
+        fitted = _fit(clean.part(there), [one.part(there) for one in poor], labels[there], balance)
         for name, one in judged.items():
             probabilities[name][here] = fitted.apply(one.logits[here], one.seen[here])
     return {
@@ -172,7 +180,9 @@ def _judge(
 
 
 def _metrics(probabilities: Float64Array, labels: Int64Array) -> dict[str, float]:
-    return compute_metrics(np.log(np.maximum(probabilities, 1e-12)), labels)
+    right = probabilities.argmax(axis=1) == labels
+    mean_recall = float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
+    return {**compute_metrics(np.log(np.maximum(probabilities, 1e-12)), labels), "mean_recall": mean_recall}
 
 
 def _write(folder: str, output: Path, content: dict[str, Any], config: CalibrateConfig) -> None:
