@@ -229,6 +229,7 @@ class LabelParts:
     """A Ray Data step: parts of the plan in, their staged files left behind, the same rows out."""
 
     _here: ClassVar[dict[str, tuple[PartWorker, LabelingMetrics]]] = {}  # of the run that this process works for
+    _leaves_at_once: ClassVar[bool] = False
 
     def __init__(self, run: Run, plan: Plan, counts: Any, make: Callable[[Run, Plan], PartWorker]) -> None:
         self.run, self.plan, self.counts, self.make = run, plan, counts, make
@@ -238,6 +239,7 @@ class LabelParts:
             labeler, metrics = self.labeler()
             labeler.label((Part(**row) for row in rows.to_pylist()), RemoteTally(self.counts, metrics))
         except (FerRayError, OSError) as error:
+            LabelParts._here.clear()  # what it holds open may be restored before the run goes on
             reason = error if isinstance(error, MemoryShortError) else StorageError(str(error))
             ray.get(self.counts.fail.remote(reason))  # Ray Data loses the reason of a failure on the way to the driver
             raise
@@ -247,7 +249,8 @@ class LabelParts:
         """This process's own; another run of the same driver takes its place."""
         key, here = f"{self.run.output} {self.run.run_id} {self.plan.started_at}", LabelParts._here
         if key not in here:
-            if not here:
+            if not LabelParts._leaves_at_once:
+                LabelParts._leaves_at_once = True
                 atexit.register(os._exit, 0)  # Ray 2.60 can lock up in its own exit handlers, and the process would stay in memory
             here.clear()
             here[key] = self.make(self.run, self.plan), LabelingMetrics()

@@ -14,7 +14,7 @@ from stores import S3Server
 
 from fer_ray.cli.flags import parse
 from fer_ray.config.crop import CropGeometry
-from fer_ray.config.export import EXPORT_FORMATS, ExportConfig
+from fer_ray.config.export import EXPORT_FORMATS, WEB, ExportConfig
 from fer_ray.config.recipe import ModelConfig
 from fer_ray.errors import BundleError, DatasetError, FerRayError, UsageError
 from fer_ray.export import job as export
@@ -24,6 +24,7 @@ from fer_ray.typing import Float32Array, UInt8Array
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ("angry", "happy", "sad")
+FILE_FORMATS = tuple(name for name in EXPORT_FORMATS if name != WEB)  # test_web_page.py looks at the page
 TINY = ModelConfig(architecture="residual", stem=8, widths=(8,), depths=(1,))
 COLOR = ModelConfig(architecture="vgg16", image_size=32)
 
@@ -87,8 +88,8 @@ def read_description(format_name: str, output: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("members", "flip", "flip_on_demand", "format_name"),
     [
-        *(((TINY,), False, name == "onnx", name) for name in EXPORT_FORMATS),
-        *(((TINY, TINY), True, False, name) for name in EXPORT_FORMATS),
+        *(((TINY,), False, name == "onnx", name) for name in FILE_FORMATS),
+        *(((TINY, TINY), True, False, name) for name in FILE_FORMATS),
         ((COLOR,), False, False, "onnx"),
     ],
 )
@@ -128,7 +129,7 @@ def test_int8_is_far_smaller_and_mostly_says_the_same(tmp_path: Path, format_nam
     assert np.abs(given.sum(axis=1) - 1).max() < 0.02
 
 
-@pytest.mark.parametrize("format_name", EXPORT_FORMATS)
+@pytest.mark.parametrize("format_name", FILE_FORMATS)
 def test_an_export_that_does_not_agree_with_the_model_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_name: str
 ) -> None:

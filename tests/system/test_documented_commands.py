@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from fer_ray.cli.flags import parse
 from fer_ray.cli.main import JOBS
 
-BY_CI = ("make ", "pip install", "export ", "ray ")  # the targets and the head have tests of their own
+# The targets, the head and the page have tests of their own; a server does not end.
+BY_CI = ("make ", "pip install", "export ", "ray ", "python -m http.server")
 ALIASES = {"inspect_dataset": "inspect"}
 RUN_PAGES = ("README.md", "index.md", "walkthrough.md", "evaluate.md", "train-tune.md")
 
@@ -40,6 +41,8 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory, photographs: dict[str, Pa
     for photograph in photographs.values():
         shutil.copy(photograph, folder / "photos")
     draw_faces(folder / "drawn", 96, 24).rename(folder / "faces")
+    people = [f"{file.parent.name}/{file.name},{file.parent.name},{int(file.stem) % 2}" for file in (folder / "faces" / "val").glob("*/*")]
+    (folder / "people.csv").write_text("\n".join(["image,age_band,skin_tone", *people]), encoding="utf-8")
     onnx.save(network_of_others(), folder / "enet.onnx")
     return folder
 
