@@ -14,7 +14,7 @@ from collections import Counter
 
 import numpy as np
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.label.report.aggregates import FolderNight, add_up
 from fer_ray.label.report.nightly import Change, compare_folders

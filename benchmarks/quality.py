@@ -20,7 +20,7 @@ import numpy as np
 from fer_ray import Labeler
 from fer_ray.config.crop import CropGeometry
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.label import LabelingOptions
+from fer_ray.config.jobs.label import LabelingOptions
 from fer_ray.data.dataset import load_dataset
 from fer_ray.models import bundle
 from fer_ray.models.calibration import calibrate

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.io.inputs import list_images
 from fer_ray.label.incremental import Counts, find_due

@@ -29,7 +29,7 @@ from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import TrialScheduler
 
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.tune import TuneConfig
+from fer_ray.config.jobs.tune import TuneConfig
 from fer_ray.data.dataset import load_dataset
 from fer_ray.io.storage import Storage
 from fer_ray.train.loop import train_epochs

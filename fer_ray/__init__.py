@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fer_ray.errors import BundleError, DatasetError, FerRayError, ImageError, PublishError, StorageError, TrainingError, UsageError
 
 if TYPE_CHECKING:
-    from fer_ray.config.label import LabelingOptions
+    from fer_ray.config.jobs.label import LabelingOptions
     from fer_ray.label.batches import LabelBatches
     from fer_ray.label.labeler import Labeler
     from fer_ray.label.result import Face, LabeledImage, LabeledImages
@@ -36,7 +36,7 @@ _LOADED_WHEN_ASKED_FOR = {  # the command's --help must not wait for OpenCV
     "LabeledImage": "fer_ray.label.result",
     "LabeledImages": "fer_ray.label.result",
     "Labeler": "fer_ray.label.labeler",
-    "LabelingOptions": "fer_ray.config.label",
+    "LabelingOptions": "fer_ray.config.jobs.label",
 }
 
 

@@ -21,7 +21,7 @@ import photographs
 
 from fer_ray import Labeler
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.evaluate import EvaluateConfig
+from fer_ray.config.jobs.evaluate import EvaluateConfig
 from fer_ray.data.dataset import load_dataset
 from fer_ray.evaluate.job import evaluate
 from fer_ray.models import bundle, keras_bundle

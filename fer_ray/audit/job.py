@@ -17,7 +17,7 @@ from fer_ray.audit.sample import Sample, draw
 from fer_ray.browse.crops import key_of, read_pictures
 from fer_ray.browse.query import opened
 from fer_ray.browse.runs import open_tables
-from fer_ray.config.audit import AuditConfig
+from fer_ray.config.jobs.audit import AuditConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import BundleError, UsageError
 from fer_ray.io.storage import Storage, absolute, is_remote, join

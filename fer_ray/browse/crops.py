@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from fer_ray.browse.query import opened, select_faces
 from fer_ray.browse.runs import open_tables
-from fer_ray.config.browse import CropsConfig
+from fer_ray.config.jobs.browse import CropsConfig
 from fer_ray.errors import FerRayError, UsageError
 from fer_ray.io.archives import archive_of
 from fer_ray.io.inputs import read_image_named

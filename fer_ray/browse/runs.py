@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fer_ray.config.browse import ErrorsConfig, RunsConfig, ShowConfig, TablesConfig
+from fer_ray.config.jobs.browse import ErrorsConfig, RunsConfig, ShowConfig, TablesConfig
 from fer_ray.errors import UsageError
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.label.report.index import read_runs

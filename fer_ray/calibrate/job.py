@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fer_ray.config.calibrate import CalibrateConfig
 from fer_ray.config.dataset import VALIDATION
+from fer_ray.config.jobs.calibrate import CalibrateConfig
 from fer_ray.data.dataset import load_dataset
 from fer_ray.errors import DatasetError, UsageError
 from fer_ray.io.storage import Storage, absolute

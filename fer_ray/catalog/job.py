@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fer_ray.config.models import ModelsConfig
+from fer_ray.config.jobs.models import ModelsConfig
 from fer_ray.errors import BundleError, StorageError, TooLargeError, UsageError
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.models import bundle

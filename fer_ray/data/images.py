@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from fer_ray.config.crop import DEFAULT_CROP, CropGeometry
-from fer_ray.config.label import LabelingOptions
+from fer_ray.config.jobs.label import LabelingOptions
 from fer_ray.config.recipe import GRAY, RGB
 from fer_ray.data.disk_images import empty_images
 from fer_ray.data.sample import Sample

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fer_ray.config.inspect import InspectConfig
+from fer_ray.config.jobs.inspect import InspectConfig
 from fer_ray.config.recipe import RGB
 from fer_ray.data.dataset import RawDataset, read_raw
 from fer_ray.data.duplicates import leaked

@@ -7,7 +7,7 @@ import io
 import unicodedata
 from collections.abc import Sequence
 
-from fer_ray.config.evaluate import EvaluateConfig
+from fer_ray.config.jobs.evaluate import EvaluateConfig
 from fer_ray.errors import AccessError, DatasetError, TooLargeError
 from fer_ray.io.storage import Storage, absolute
 from fer_ray.text import first_few, plural, sanitize

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from fer_ray.config.crop import DEFAULT_CROP, CropGeometry
 from fer_ray.config.dataset import VALIDATION
-from fer_ray.config.evaluate import EvaluateConfig
-from fer_ray.config.import_model import IMPORTED
+from fer_ray.config.jobs.evaluate import EvaluateConfig
+from fer_ray.config.jobs.import_model import IMPORTED
 from fer_ray.data.dataset import Dataset, Split, load_dataset
 from fer_ray.errors import DatasetError, MissingSplitError, StorageError, UsageError
 from fer_ray.evaluate import breakdown, page

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import fer_ray
-from fer_ray.config.evaluate import EvaluateConfig
+from fer_ray.config.jobs.evaluate import EvaluateConfig
 from fer_ray.data.dataset import Split
 from fer_ray.evaluate import pictures, plots, sections
 from fer_ray.evaluate.breakdown import MIN_COMPARED

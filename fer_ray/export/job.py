@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.export import ONNX, SAVEDMODEL, TFLITE, WEB, ExportConfig
-from fer_ray.config.label import LabelingOptions
+from fer_ray.config.jobs.export import ONNX, SAVEDMODEL, TFLITE, WEB, ExportConfig
+from fer_ray.config.jobs.label import LabelingOptions
 from fer_ray.errors import DatasetError, FerRayError, StorageError, UsageError
 from fer_ray.export.web import write_page
 from fer_ray.io.storage import Storage, is_remote, join, new_folder

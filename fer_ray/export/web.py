@@ -14,8 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fer_ray.config.export import ExportConfig
-from fer_ray.config.label import LabelingOptions
+from fer_ray.config.jobs.export import ExportConfig
+from fer_ray.config.jobs.label import LabelingOptions
 from fer_ray.emotions import EMOTION_COLORS
 from fer_ray.errors import FerRayError, UsageError
 from fer_ray.io.storage import Storage

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from fer_ray.config.forget import ForgetConfig
+from fer_ray.config.jobs.forget import ForgetConfig
 from fer_ray.errors import UsageError
 from fer_ray.io.folders import RAW_NAME_PREFIX
 from fer_ray.io.inputs import is_film

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from fer_ray.browse.runs import open_tables
-from fer_ray.config.forget import ForgetConfig
+from fer_ray.config.jobs.forget import ForgetConfig
 from fer_ray.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from fer_ray.forget import pages, tables
 from fer_ray.forget.addresses import Addresses, read_addresses

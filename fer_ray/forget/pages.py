@@ -9,7 +9,7 @@ import logging
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.errors import FerRayError
 from fer_ray.forget.addresses import Addresses
 from fer_ray.io.storage import Storage, join

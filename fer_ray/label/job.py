@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.data import demo_photos
 from fer_ray.errors import EXIT_DONE, EXIT_TOO_MANY_FAILED, FerRayError, StorageError, UsageError
 from fer_ray.io.outages import wait_out

@@ -18,7 +18,7 @@ import numpy as np
 
 from fer_ray.config.crop import CropGeometry
 from fer_ray.config.flat import did_you_mean
-from fer_ray.config.label import LabelingOptions
+from fer_ray.config.jobs.label import LabelingOptions
 from fer_ray.emotions import UNKNOWN
 from fer_ray.errors import FerRayError, ImageError, UsageError
 from fer_ray.label.result import Face, LabeledImage, LabeledImages

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fer_ray
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.errors import EXIT_FAILED, EXIT_INTERRUPTED, FerRayError
 from fer_ray.io.storage import join
 from fer_ray.label.plan import Plan

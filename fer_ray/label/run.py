@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.config.options import options_of
 from fer_ray.data import demo_photos
 from fer_ray.errors import DeniedError, OutageError, StorageError, UsageError

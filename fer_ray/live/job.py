@@ -13,7 +13,7 @@ from typing import Any
 
 import cv2
 
-from fer_ray.config.live import LiveConfig
+from fer_ray.config.jobs.live import LiveConfig
 from fer_ray.emotions import EMOTION_COLORS
 from fer_ray.label.labeler import Labeler
 from fer_ray.label.result import Face

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import cv2
 import numpy as np
 
-from fer_ray.config.live import LiveConfig
+from fer_ray.config.jobs.live import LiveConfig
 from fer_ray.errors import UsageError
 from fer_ray.live.camera import Frame
 

@@ -22,7 +22,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from fer_ray.config.crop import CropGeometry
-from fer_ray.config.import_model import IMPORTED, ImportedModel
+from fer_ray.config.jobs.import_model import IMPORTED, ImportedModel
 from fer_ray.config.recipe import ModelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import BundleError, TooLargeError, UsageError

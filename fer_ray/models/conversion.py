@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fer_ray.config.export import ONNX, SAVEDMODEL, TFLITE
+from fer_ray.config.jobs.export import ONNX, SAVEDMODEL, TFLITE
 from fer_ray.config.recipe import RGB
 from fer_ray.errors import FerRayError
 from fer_ray.models import bundle, keras_bundle

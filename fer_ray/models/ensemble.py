@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from fer_ray.config.ensemble import EnsembleConfig
+from fer_ray.config.jobs.ensemble import EnsembleConfig
 from fer_ray.config.recipe import ModelConfig
 from fer_ray.data.dataset import load_dataset
 from fer_ray.errors import AccessError, UsageError

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 import fer_ray
 from fer_ray.config.crop import CropGeometry
 from fer_ray.config.dataset import VALIDATION, DatasetConfig
-from fer_ray.config.import_model import CHANNELS, ImportConfig, ImportedModel
+from fer_ray.config.jobs.import_model import CHANNELS, ImportConfig, ImportedModel
 from fer_ray.data.dataset import load_dataset
 from fer_ray.errors import BundleError, DatasetError, UsageError
 from fer_ray.models import bundle

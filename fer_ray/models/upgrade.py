@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fer_ray.config.upgrade import UpgradeConfig
+from fer_ray.config.jobs.models import UpgradeConfig
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.models import bundle
 from fer_ray.models.conversion import add_onnx

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer_ray.config.crop import CropGeometry
-from fer_ray.config.relabel import RelabelConfig
+from fer_ray.config.jobs.relabel import RelabelConfig
 from fer_ray.errors import OutageError, StorageError, UsageError
 from fer_ray.io.storage import Storage, absolute, join
 from fer_ray.label.iceberg import check_catalog, register

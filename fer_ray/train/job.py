@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from fer_ray.cluster import waiting_told
+from fer_ray.config.jobs.train import TrainConfig
 from fer_ray.config.recipe import PRETRAINED, AugmentationConfig, ModelConfig
-from fer_ray.config.train import TrainConfig
 from fer_ray.data.layouts.find import with_absolute_paths
 from fer_ray.errors import AccessError, OutageError, TrainingError, UsageError
 from fer_ray.io.storage import Storage, absolute, is_remote, join, new_folder

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fer_ray.config.train import TrainConfig
+from fer_ray.config.jobs.train import TrainConfig
 from fer_ray.data.dataset import Dataset
 from fer_ray.io.storage import Storage, is_remote, join
 from fer_ray.models import bundle, keras_bundle

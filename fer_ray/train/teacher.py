@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from fer_ray.config.dataset import TRAIN
-from fer_ray.config.train import TrainConfig
+from fer_ray.config.jobs.train import TrainConfig
 from fer_ray.data.dataset import Dataset
 from fer_ray.errors import UsageError
 from fer_ray.io.storage import Storage

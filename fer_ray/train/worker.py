@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fer_ray.config.jobs.train import TrainConfig
 from fer_ray.config.recipe import PRETRAINED
-from fer_ray.config.train import TrainConfig
 from fer_ray.data.dataset import Dataset, load_dataset
 from fer_ray.errors import FerRayError, OutageError, UsageError
 from fer_ray.io.storage import Storage, join

@@ -19,8 +19,8 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from fer_ray.cluster import connect, may_grow, waiting_told
+from fer_ray.config.jobs.tune import TuneConfig
 from fer_ray.config.recipe import OptimizationConfig
-from fer_ray.config.tune import TuneConfig
 from fer_ray.data.layouts.find import with_absolute_paths
 from fer_ray.errors import AccessError, OutageError, TrainingError, UsageError
 from fer_ray.io.storage import Storage, absolute, join, new_folder

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fer_ray.config.ensemble import EnsembleConfig
-from fer_ray.config.tune import TuneConfig
+from fer_ray.config.jobs.ensemble import EnsembleConfig
+from fer_ray.config.jobs.tune import TuneConfig
 from fer_ray.errors import TrainingError
 from fer_ray.io.storage import Storage, join
 from fer_ray.models import bundle

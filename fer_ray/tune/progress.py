@@ -8,7 +8,7 @@ from typing import Any
 
 import ray.tune
 
-from fer_ray.config.tune import TuneConfig
+from fer_ray.config.jobs.tune import TuneConfig
 from fer_ray.errors import TrainingError
 from fer_ray.io.storage import Storage, join
 from fer_ray.reporting.progress import LogProgress, Progress

@@ -14,8 +14,8 @@ import numpy as np
 from ray.tune.search import Repeater, SearchGenerator
 from ray.tune.search.repeater import TRIAL_INDEX
 
+from fer_ray.config.jobs.tune import TuneConfig
 from fer_ray.config.recipe import AugmentationConfig, OptimizationConfig
-from fer_ray.config.tune import TuneConfig
 from fer_ray.errors import UsageError
 from fer_ray.models.metrics import LESS_IS_BETTER
 from fer_ray.text import sanitize

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fer_ray.config.tune import TuneConfig
+from fer_ray.config.jobs.tune import TuneConfig
 from fer_ray.errors import FerRayError
 from fer_ray.io.storage import Storage, is_remote, join
 from fer_ray.models.metrics import LESS_IS_BETTER

@@ -11,8 +11,8 @@ from typing import Any
 
 import ray.tune
 
-from fer_ray.config.train import TrainConfig
-from fer_ray.config.tune import TuneConfig
+from fer_ray.config.jobs.train import TrainConfig
+from fer_ray.config.jobs.tune import TuneConfig
 from fer_ray.errors import TrainingError
 from fer_ray.io.storage import Storage, join
 from fer_ray.models.architectures import NO_WEIGHTS, build

@@ -25,7 +25,7 @@ from typing import IO, cast
 
 import psutil
 
-from fer_ray.config.label import LabelingOptions
+from fer_ray.config.jobs.label import LabelingOptions
 from fer_ray.errors import FerRayError, ImageError
 from fer_ray.schema import Status
 

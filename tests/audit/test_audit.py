@@ -16,9 +16,9 @@ from rayless import label_without_ray
 from fer_ray.audit.estimates import Stratum, adapt, estimate
 from fer_ray.audit.job import audit
 from fer_ray.audit.sample import draw
-from fer_ray.config.audit import AuditConfig
-from fer_ray.config.label import LabelConfig
-from fer_ray.config.relabel import RelabelConfig
+from fer_ray.config.jobs.audit import AuditConfig
+from fer_ray.config.jobs.label import LabelConfig
+from fer_ray.config.jobs.relabel import RelabelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import UsageError
 from fer_ray.models import bundle

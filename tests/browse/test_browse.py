@@ -14,8 +14,8 @@ from run_tables import write_run
 
 from fer_ray.browse.crops import write_crops
 from fer_ray.browse.runs import list_errors, list_runs, show_run
-from fer_ray.config.browse import CropsConfig, ErrorsConfig, RunsConfig, ShowConfig
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.browse import CropsConfig, ErrorsConfig, RunsConfig, ShowConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.errors import UsageError
 
 SHARES = (0.1, 0.05, 0.05, 0.1, 0.3, 0.25, 0.1, 0.05)

@@ -11,8 +11,8 @@ import pytest
 
 from fer_ray import Labeler
 from fer_ray.calibrate.job import calibrate_bundle
-from fer_ray.config.calibrate import CalibrateConfig
 from fer_ray.config.dataset import DatasetConfig
+from fer_ray.config.jobs.calibrate import CalibrateConfig
 from fer_ray.errors import DatasetError, UsageError
 from fer_ray.models import bundle
 from fer_ray.vision import degradation

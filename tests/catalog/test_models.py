@@ -10,7 +10,7 @@ from stores import S3Server
 
 from fer_ray import Labeler
 from fer_ray.catalog.job import models
-from fer_ray.config.models import ModelsConfig
+from fer_ray.config.jobs.models import ModelsConfig
 from fer_ray.errors import UsageError
 from fer_ray.io.storage import Storage
 from fer_ray.models import bundle

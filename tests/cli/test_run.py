@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fer_ray.cli.flags import parse
-from fer_ray.config.label import LabelConfig
-from fer_ray.config.train import TrainConfig
+from fer_ray.config.jobs.label import LabelConfig
+from fer_ray.config.jobs.train import TrainConfig
 from fer_ray.errors import UsageError
 
 

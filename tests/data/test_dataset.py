@@ -22,7 +22,7 @@ from pictures import SHARED_DATA
 from stores import S3Server
 
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.inspect import InspectConfig
+from fer_ray.config.jobs.inspect import InspectConfig
 from fer_ray.config.recipe import RGB
 from fer_ray.data.inspect import inspect
 from fer_ray.data.sample import Layout, Sample

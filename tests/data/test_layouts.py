@@ -19,7 +19,7 @@ from pictures import SHARED_CASES
 from stores import S3Server
 
 from fer_ray.config.crop import DEFAULT_CROP
-from fer_ray.config.label import LabelingOptions
+from fer_ray.config.jobs.label import LabelingOptions
 from fer_ray.data.dataset import Dataset
 from fer_ray.errors import DatasetError, UsageError
 from fer_ray.vision.crop import crop_face

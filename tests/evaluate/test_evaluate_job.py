@@ -19,7 +19,7 @@ from pages import Page
 
 from fer_ray.cli.flags import parse
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.evaluate import EvaluateConfig
+from fer_ray.config.jobs.evaluate import EvaluateConfig
 from fer_ray.config.recipe import ModelConfig
 from fer_ray.data.dataset import load_dataset
 from fer_ray.errors import DatasetError, UsageError

@@ -14,7 +14,7 @@ from stores import S3Server
 
 from fer_ray.cli.flags import parse
 from fer_ray.config.crop import CropGeometry
-from fer_ray.config.export import EXPORT_FORMATS, WEB, ExportConfig
+from fer_ray.config.jobs.export import EXPORT_FORMATS, WEB, ExportConfig
 from fer_ray.config.recipe import ModelConfig
 from fer_ray.errors import BundleError, DatasetError, FerRayError, UsageError
 from fer_ray.export import job as export

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from browser import browsed, fits, needs_browser
 
-from fer_ray.config.export import ExportConfig
+from fer_ray.config.jobs.export import ExportConfig
 from fer_ray.errors import UsageError
 from fer_ray.export.job import export
 from fer_ray.label.labeler import Labeler

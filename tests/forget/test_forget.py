@@ -24,11 +24,11 @@ from stores import S3Server
 
 from fer_ray.audit.job import audit
 from fer_ray.browse.crops import write_crops
-from fer_ray.config.audit import AuditConfig
-from fer_ray.config.browse import CropsConfig
-from fer_ray.config.forget import ForgetConfig
-from fer_ray.config.label import LabelConfig
-from fer_ray.config.relabel import RelabelConfig
+from fer_ray.config.jobs.audit import AuditConfig
+from fer_ray.config.jobs.browse import CropsConfig
+from fer_ray.config.jobs.forget import ForgetConfig
+from fer_ray.config.jobs.label import LabelConfig
+from fer_ray.config.jobs.relabel import RelabelConfig
 from fer_ray.errors import FerRayError, StorageError, UsageError
 from fer_ray.forget import job as forgetting
 from fer_ray.forget import unfinished

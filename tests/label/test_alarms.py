@@ -11,7 +11,7 @@ import pytest
 from pages import Page
 from rayless import label_without_ray
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import StorageError, UsageError
 from fer_ray.label import job

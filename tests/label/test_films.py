@@ -20,7 +20,7 @@ from sites import with_site
 from stores import FaultyProxy, S3Server
 from tables_page import example_queries
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import UsageError
 from fer_ray.label.job import label

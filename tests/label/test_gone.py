@@ -9,7 +9,7 @@ import duckdb
 import pytest
 from rayless import label_without_ray
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 
 
 @pytest.fixture

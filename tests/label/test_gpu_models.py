@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from fer_ray.config.label import LabelConfig, LabelingOptions
+from fer_ray.config.jobs.label import LabelConfig, LabelingOptions
 from fer_ray.errors import UsageError
 from fer_ray.label.gpu_models import ModelProcess, RemoteModel, gather
 from fer_ray.label.job import label

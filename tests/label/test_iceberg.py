@@ -21,7 +21,7 @@ from rayless import label_without_ray
 from run_tables import write_run
 from tables_page import DOCUMENTS
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.errors import PublishError, UsageError
 from fer_ray.io.storage import Storage
 from fer_ray.label import iceberg

@@ -23,7 +23,7 @@ from pictures import SHARED_DATA
 from rayless import label_without_ray
 
 from fer_ray import Labeler
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.errors import PublishError, UsageError
 from fer_ray.io.storage import Storage

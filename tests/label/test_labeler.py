@@ -12,7 +12,7 @@ from PIL import Image
 
 from fer_ray import LabeledImage, Labeler, UsageError
 from fer_ray.config.crop import CropGeometry
-from fer_ray.config.label import LabelingOptions
+from fer_ray.config.jobs.label import LabelingOptions
 from fer_ray.schema import FACES, IMAGES, Status
 from fer_ray.vision.crop import crop_face
 from fer_ray.vision.detector import FaceDetector

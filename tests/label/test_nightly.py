@@ -21,7 +21,7 @@ from rayless import label_without_ray
 from sites import DEADLY, with_site
 from stores import FaultyProxy, S3Server
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.errors import FerRayError
 from fer_ray.io.storage import Storage
 from fer_ray.label.incremental import Counts, due_images

@@ -15,7 +15,7 @@ import pytest
 from ray.exceptions import OutOfMemoryError
 from sites import DEADLY, with_site
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.errors import MemoryShortError
 from fer_ray.label import pipeline
 from fer_ray.label.incremental import Counts, find_due

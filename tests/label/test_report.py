@@ -24,7 +24,7 @@ from run_tables import write_run
 from sites import DEADLY, with_site
 from stores import S3Server
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.io.storage import Storage
 from fer_ray.label.job import label
 from fer_ray.label.report import apart, picture, samples

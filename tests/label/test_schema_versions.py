@@ -12,7 +12,7 @@ from documents import read_as_documented
 from rayless import label_without_ray
 from sqlglot import expressions
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.io.storage import Storage
 from fer_ray.label.run import identify, read_run
 from fer_ray.label.views import write_views

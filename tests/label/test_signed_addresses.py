@@ -8,7 +8,7 @@ import pyarrow.dataset as ds
 import pytest
 from web_server import Answer, WebServer
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.label.incremental import Counts, find_due
 from fer_ray.label.job import label
 from fer_ray.label.plan import write_plan

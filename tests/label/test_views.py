@@ -22,7 +22,7 @@ from run_tables import run_row
 from sqlglot import expressions
 from tables_page import DOCUMENTS, example_queries, tables_document
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.errors import StorageError
 from fer_ray.io.storage import Storage
 from fer_ray.label.incremental import published_images

@@ -13,7 +13,7 @@ from PIL import Image
 from rayless import label_without_ray
 from tables_page import example_queries
 
-from fer_ray.config.label import LabelConfig, LabelingOptions
+from fer_ray.config.jobs.label import LabelConfig, LabelingOptions
 from fer_ray.io.inputs import relative_path
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from browser import browsed, fits, needs_browser
 
-from fer_ray.config.live import LiveConfig
+from fer_ray.config.jobs.live import LiveConfig
 from fer_ray.errors import UsageError
 from fer_ray.label.result import Face
 from fer_ray.live.camera import Camera

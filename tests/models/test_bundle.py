@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from stores import S3Server
 
+from fer_ray.config.jobs.models import UpgradeConfig
 from fer_ray.config.recipe import ARCHITECTURES, ModelConfig
-from fer_ray.config.upgrade import UpgradeConfig
 from fer_ray.errors import BundleError
 from fer_ray.io.storage import Storage
 from fer_ray.models import bundle, keras_bundle

@@ -11,7 +11,7 @@ from faces import TINY, dataset_of
 
 from fer_ray import Labeler
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.ensemble import EnsembleConfig
+from fer_ray.config.jobs.ensemble import EnsembleConfig
 from fer_ray.config.recipe import OptimizationConfig, Recipe
 from fer_ray.errors import UsageError
 from fer_ray.models import bundle, keras_bundle

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fer_ray.config.import_model import ImportConfig, ImportedModel
+from fer_ray.config.jobs.import_model import ImportConfig, ImportedModel
 from fer_ray.errors import BundleError, UsageError
 from fer_ray.label.labeler import Labeler
 from fer_ray.models import bundle, keras_bundle

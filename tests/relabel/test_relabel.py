@@ -14,8 +14,8 @@ import pytest
 from crop_tables import multiply
 from rayless import label_without_ray
 
-from fer_ray.config.label import LabelConfig
-from fer_ray.config.relabel import RelabelConfig
+from fer_ray.config.jobs.label import LabelConfig
+from fer_ray.config.jobs.relabel import RelabelConfig
 from fer_ray.errors import FerRayError, UsageError
 from fer_ray.models import bundle
 from fer_ray.relabel.job import relabel

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.label import job
 
 

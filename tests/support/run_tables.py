@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer_ray.config.label import LabelConfig
+from fer_ray.config.jobs.label import LabelConfig
 from fer_ray.emotions import EMOTIONS
 from fer_ray.io.storage import Storage
 from fer_ray.label.run import Run

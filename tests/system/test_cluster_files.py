@@ -20,7 +20,7 @@ from botocore.validate import ParamValidator
 
 import fer_ray
 from fer_ray.cli.flags import parse
-from fer_ray.config.tune import TuneConfig
+from fer_ray.config.jobs.tune import TuneConfig
 
 ROOT = Path(__file__).parents[2]
 KUBERAY = ROOT / "deploy" / "kuberay"

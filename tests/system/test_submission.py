@@ -21,7 +21,7 @@ from stores import S3Server, free_port
 
 from fer_ray import Labeler
 from fer_ray.cli.flags import parse
-from fer_ray.config.train import TrainConfig
+from fer_ray.config.jobs.train import TrainConfig
 from fer_ray.io.storage import Storage
 from fer_ray.tune.results import read_trials
 

@@ -7,7 +7,7 @@ import pytest
 from stores import free_port
 
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.train import TrainConfig
+from fer_ray.config.jobs.train import TrainConfig
 from fer_ray.errors import UsageError
 from fer_ray.train.tracking import EXPERIMENT, Tracker
 

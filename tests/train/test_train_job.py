@@ -23,8 +23,8 @@ from faces import TINY, dataset_of
 
 from fer_ray import Labeler, cluster
 from fer_ray.config.dataset import DatasetConfig
+from fer_ray.config.jobs.train import TrainConfig
 from fer_ray.config.recipe import ModelConfig, OptimizationConfig, Recipe
-from fer_ray.config.train import TrainConfig
 from fer_ray.data.dataset import Dataset, Split
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import Storage

@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from fer_ray.cli.flags import parse
-from fer_ray.config.train import TrainConfig
+from fer_ray.config.jobs.train import TrainConfig
 from fer_ray.errors import UsageError
 from fer_ray.tune.space.search_space import SPACES, Space, parse_space, read_space, to_yaml
 

@@ -14,7 +14,7 @@ from faces import draw_face
 from optuna.storages.journal import JournalFileBackend
 
 from fer_ray.config.dataset import DatasetConfig
-from fer_ray.config.tune import TuneConfig
+from fer_ray.config.jobs.tune import TuneConfig
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import Storage
 from fer_ray.models import bundle

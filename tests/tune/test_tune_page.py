@@ -17,7 +17,7 @@ from browser import browsed, fits, needs_browser
 from pages import Page
 
 from fer_ray.cli.flags import parse
-from fer_ray.config.train import TrainConfig
+from fer_ray.config.jobs.train import TrainConfig
 from fer_ray.errors import UsageError
 from fer_ray.io.storage import Storage
 from fer_ray.models.flops import Cost

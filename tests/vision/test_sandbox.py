@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sites import DEADLY, with_site
 
-from fer_ray.config.label import LabelingOptions
+from fer_ray.config.jobs.label import LabelingOptions
 from fer_ray.errors import ImageError
 from fer_ray.vision.sandbox import SLOW_SECONDS, SandboxLimits, TimeBudget, sift
 

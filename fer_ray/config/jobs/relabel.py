@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fer_ray.config.label import LabelConfig, LabelingOptions
+from fer_ray.config.jobs.label import LabelConfig, LabelingOptions
 from fer_ray.config.options import PathText, check, config, option
 from fer_ray.config.stores import StoresConfig
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fer_ray.config.browse import TablesConfig
+from fer_ray.config.jobs.browse import TablesConfig
 from fer_ray.config.options import PathText, check, config, option
 
 

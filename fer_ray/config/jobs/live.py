@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import field
 
-from fer_ray.config.label import LabelingOptions
+from fer_ray.config.jobs.label import LabelingOptions
 from fer_ray.config.options import PathText, check, config, option
 
 MIN_TOKEN = 12  # characters: fewer can be guessed over a network

@@ -27,3 +27,14 @@ class ModelsConfig(StoresConfig):
     def aliases(self) -> dict[str, str]:
         """The names to give, and what each stands for."""
         return dict(pair.split("=", 1) for pair in self.alias)
+
+
+@config("The bundle")
+class UpgradeConfig(StoresConfig):
+    """What `fer-ray upgrade` can be told."""
+
+    model: PathText = option(default="", help="the bundle, in a folder or at s3://bucket/prefix (required)", metavar="DIR")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.model), "Which bundle? Give --model DIR.")
