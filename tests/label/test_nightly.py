@@ -317,7 +317,7 @@ def test_what_crashes_left_is_put_right_and_what_others_do_is_left_alone(photogr
 @pytest.mark.timeout(600)  # five starts of the job, one after the other
 def test_a_run_killed_at_any_moment_ends_with_the_rows_of_an_undisturbed_one() -> None:
     """The short form of benchmarks/faults.py: a kill while planning, committing a part, of a worker, and publishing, all in one run."""
-    command = [sys.executable, "benchmarks/faults.py", "--images", "600", "--one-round"]
+    command = [sys.executable, "benchmarks/faults.py", "--images", "300", "--one-round"]
     command += ["--kinds", "manifest", "commit", "worker", "publish"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
