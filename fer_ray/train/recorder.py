@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import shutil
 import time
 from functools import cached_property
@@ -29,12 +30,28 @@ BEST_FOLDER = "best"  # in a checkpoint: the bundle of the best epoch so far
 STATE_FILE = "state.npz"  # in a checkpoint: what the next epoch starts from
 PROGRESS_FILE = "progress.jsonl"  # in the storage of a training: a line for every epoch, its row of the history
 TENSORBOARD_FOLDER = "tensorboard"  # in the storage of a training, later in the bundle
+_WHOLE = {STATE_FILE, *(f"{BEST_FOLDER}/{name}" for name in (bundle.METADATA_FILE, bundle.HISTORY_FILE, bundle.weights_file(0)))}
 
 
 def has_checkpoints(storage: Storage, place: str) -> bool:
     """Whether any epoch was finished of the training, or of the trainings, that keep their checkpoints in or below this folder."""
     states = (entry.image_uri.split("/") for entry in storage.list_files(place) if entry.image_uri.endswith(f"/{STATE_FILE}"))
     return any(names[-2].startswith("checkpoint_") for names in states)
+
+
+def newest_checkpoint(storage: Storage, folder: str) -> str | None:
+    """The newest checkpoint that is whole, in or below this folder; None before the first.
+
+    Checkpoints are named by the time that they were made at, which a copy of the training to another place leaves alone.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for entry in wait_out(lambda: list(storage.list_files(folder))):
+        checkpoint = re.match(r"(.+/checkpoint_[^/]+)/(.+)", entry.image_uri)
+        if checkpoint and checkpoint[2] in _WHOLE:
+            found.setdefault(checkpoint[1], {})[checkpoint[2]] = entry.modified_at
+    whole = ((place.rpartition("/")[2], max(times.values()), place) for place, times in found.items() if len(times) == len(_WHOLE))
+    newest = max(whole, default=None)
+    return newest[2] if newest else None
 
 
 class Recorder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -12,14 +14,18 @@ from fer_ray.cluster import cluster_cpus, connect, describe_resources, exceeds_t
 from fer_ray.config.options import seconds_of
 from fer_ray.errors import TrainingError, UsageError
 from fer_ray.io.storage import join
+from fer_ray.text import sanitize
 from fer_ray.train.collective import CollectiveConfig
 from fer_ray.train.filesystem import address_of, ray_storage
+from fer_ray.train.recorder import newest_checkpoint
 from fer_ray.train.worker import FAILURE_FILE, TrainingRun, train_loop_per_worker
 
 if TYPE_CHECKING:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+LOGGER = logging.getLogger(__name__)
 CHECKPOINTS_FOLDER = "train"  # in the storage of a training
+SNAPSHOT_FILE = "checkpoint_manager_snapshot.json"  # in that folder: which of the checkpoints Ray knows
 KEPT_CHECKPOINTS = 2  # the newest may be half written when a machine dies
 KEPT = "finished checkpoints, if any, are kept in"  # begins the part of an error that differs from trial to trial
 START_LIMIT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"  # after which Ray counts a failure and waits on for the workers
@@ -49,6 +55,7 @@ def run_training(run: TrainingRun, callbacks: Sequence[Any] = (), is_trial: bool
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    mend_snapshot(run)
     trainer = _make_trainer(run, callbacks, is_trial)
     kept = f"{KEPT} {run.storage}"
     run.stores.remove(join(run.storage, FAILURE_FILE))  # that of an earlier try
@@ -68,6 +75,41 @@ def run_training(run: TrainingRun, callbacks: Sequence[Any] = (), is_trial: bool
     if result.checkpoint is None:
         raise TrainingError(f"The training ended without a single epoch: see {run.storage}.")
     return address_of(result.checkpoint)
+
+
+def mend_snapshot(run: TrainingRun) -> None:
+    """Have Ray know the newest whole checkpoint of a training that was killed while Ray wrote down which ones there are.
+
+    Ray writes that file in place, and refuses to go on with one that was cut off.
+    """
+    folder = join(run.storage, CHECKPOINTS_FOLDER)
+    snapshot = join(folder, SNAPSHOT_FILE)
+    try:
+        json.loads(run.stores.read(snapshot))
+        return
+    except FileNotFoundError:
+        return
+    except ValueError:  # no JSON, or no text
+        newest = newest_checkpoint(run.stores, folder)
+    LOGGER.warning("The file %s was cut off: resuming from %s.", sanitize(snapshot), sanitize(newest or "the start"))
+    if newest is None:
+        run.stores.remove(snapshot)
+        return
+    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState, _TrainingResultState
+
+    result = _TrainingResultState(checkpoint_dir_name=newest.rpartition("/")[2], metrics={})
+    state = _CheckpointManagerState(
+        checkpoint_results=[result],
+        checkpoint_report_indices=[0],
+        latest_checkpoint_result=result,
+        pending_training_results=[],
+        pending_validation_specs=[],
+        current_report_index=1,
+        validated_checkpoint_dir_names=[],
+        timed_out_validation_checkpoint_dir_names=[],
+        failed_validation_checkpoint_dir_names=[],
+    )
+    run.stores.write(snapshot, state.json().encode())
 
 
 def _raise_recorded(run: TrainingRun, kept: str) -> None:

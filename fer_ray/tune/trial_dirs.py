@@ -19,7 +19,7 @@ from fer_ray.io.storage import Storage, join
 from fer_ray.models import bundle
 from fer_ray.text import sanitize
 from fer_ray.train.filesystem import ray_storage, wait_out
-from fer_ray.train.recorder import BEST_FOLDER, STATE_FILE
+from fer_ray.train.recorder import BEST_FOLDER, newest_checkpoint
 from fer_ray.train.trainer import KEPT
 from fer_ray.tune.results import COMPLETED, FAILED, STOPPED, Trial, TrialEpoch
 from fer_ray.tune.searchers import seed_of
@@ -28,7 +28,6 @@ SETTINGS_FILE = "settings.json"  # in the folder of a trial
 TRIALS_FOLDER = "trials"  # in the output of a search: a folder for each trial
 TUNE_FOLDER = "tune"  # in the output of a search: what Ray Tune needs to resume it
 REASON_LENGTH = 300  # characters of why a trial failed
-_WHOLE = {STATE_FILE, *(f"{BEST_FOLDER}/{name}" for name in (bundle.METADATA_FILE, bundle.HISTORY_FILE, bundle.weights_file(0)))}
 
 
 def collect(storage: Storage, output: str, trainable: Callable[..., None], epochs: int) -> list[Trial]:
@@ -105,15 +104,6 @@ def to_epoch(row: Mapping[str, Any]) -> TrialEpoch:
 
 
 def best_bundle(storage: Storage, folder: str) -> str | None:
-    """The bundle of the trial's best epoch, in its newest checkpoint that is whole; None before the first.
-
-    Checkpoints are named by the time that they were made at, which a copy of the search to another place leaves alone.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for entry in wait_out(lambda: list(storage.list_files(folder))):
-        checkpoint = re.match(r"(.+/checkpoint_[^/]+)/(.+)", entry.image_uri)
-        if checkpoint and checkpoint[2] in _WHOLE:
-            found.setdefault(checkpoint[1], {})[checkpoint[2]] = entry.modified_at
-    whole = ((place.rpartition("/")[2], max(times.values()), place) for place, times in found.items() if len(times) == len(_WHOLE))
-    newest = max(whole, default=None)
-    return join(newest[2], BEST_FOLDER) if newest else None
+    """The bundle of the trial's best epoch, in its newest checkpoint that is whole; None before the first."""
+    newest = newest_checkpoint(storage, folder)
+    return join(newest, BEST_FOLDER) if newest else None

@@ -18,6 +18,7 @@ from fer_ray.errors import DatasetError, TrainingError
 from fer_ray.train.augment import augment, training_batches, weights_of_classes
 from fer_ray.train.loop import make_network, train_epochs
 
+SMALL = ModelConfig(stem=2, widths=(4,), depths=(1,))  # where nothing has to be learnt: quickly made ready
 OFF = AugmentationConfig(flip=False, rotation=0, zoom=0, shift=0, brightness=0, contrast=0, blur=0, erasing=0)
 
 
@@ -60,7 +61,7 @@ def test_a_try_of_two_short_epochs_is_better_than_chance(data: Dataset) -> None:
 
 def test_training_stops_early_and_lowers_the_learning_rate_when_nothing_is_gained(few: Dataset) -> None:
     # So small a learning rate gains nothing, so the first epoch stays the best one.
-    settings = recipe(epochs=30, learning_rate=1e-12, warmup_epochs=0, patience=3, schedule="plateau", plateau_patience=2)
+    settings = recipe(SMALL, epochs=30, learning_rate=1e-12, warmup_epochs=0, patience=3, schedule="plateau", plateau_patience=2)
     epochs = list(train_epochs(few, settings))
     assert len(epochs) <= 1 + max(epoch.number for epoch in epochs if epoch.improved) + 3
     assert epochs[-1].learning_rate == pytest.approx(1e-12 * 0.2)
@@ -68,7 +69,7 @@ def test_training_stops_early_and_lowers_the_learning_rate_when_nothing_is_gaine
 
 
 def test_a_resumed_training_ends_where_an_unbroken_one_does(few: Dataset) -> None:
-    settings = recipe(epochs=3, frozen_epochs=1, augmentation=AugmentationConfig())
+    settings = recipe(SMALL, epochs=3, frozen_epochs=1, augmentation=AugmentationConfig())
     unbroken = list(train_epochs(few, settings))
     for broken_after in (1, 2):
         rest = list(train_epochs(few, settings, state=unbroken[broken_after - 1].state))
@@ -79,9 +80,9 @@ def test_a_resumed_training_ends_where_an_unbroken_one_does(few: Dataset) -> Non
 
 
 def test_a_frozen_base_rests_until_its_epochs_are_over(few: Dataset) -> None:
-    network = make_network(recipe(), 2)
+    network = make_network(recipe(SMALL), 2)
     before = network.get_weights()
-    first, second = train_epochs(few, recipe(epochs=2, frozen_epochs=1, weight_average=0.0), network)
+    first, second = train_epochs(few, recipe(SMALL, epochs=2, frozen_epochs=1, weight_average=0.0), network)
     trained = [not np.array_equal(a, b) for a, b in zip(before, first.weights, strict=True)]
     assert trained[-2:] == [True, True]  # the last layer
     assert not any(trained[:-2])
@@ -89,7 +90,7 @@ def test_a_frozen_base_rests_until_its_epochs_are_over(few: Dataset) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_a_sentence(few: Dataset) -> None:
-    hopeless = recipe(epochs=2, learning_rate=4e9, warmup_epochs=0)
+    hopeless = recipe(SMALL, epochs=2, learning_rate=4e9, warmup_epochs=0)
     with pytest.raises(TrainingError, match="no longer a number in epoch 1: lower --learning-rate"):
         list(train_epochs(few, hopeless))
 
@@ -127,9 +128,9 @@ def test_training_images_are_made_poor_in_each_way_that_is_asked_for_and_in_no_o
 
 
 def test_a_training_on_poor_images_is_judged_on_poor_ones_too(few: Dataset) -> None:
-    (epoch,) = train_epochs(few, recipe(epochs=1, augmentation=dataclasses.replace(OFF, degrade=0.6)))
+    (epoch,) = train_epochs(few, recipe(SMALL, epochs=1, augmentation=dataclasses.replace(OFF, degrade=0.6)))
     assert 0 <= epoch.row()["degraded_accuracy"] <= 1
-    (without,) = train_epochs(few, recipe(epochs=1))
+    (without,) = train_epochs(few, recipe(SMALL, epochs=1))
     assert "degraded_accuracy" not in without.row()
 
 
@@ -142,7 +143,7 @@ def test_a_data_set_that_is_larger_than_memory_trains_from_disk_as_one_that_fits
     assert isinstance(on_disk.train.images, DiskImages)
     assert on_disk.sha256 == few.sha256
     assert np.array_equal(on_disk.train.images, few.train.images)
-    settings = recipe(epochs=1, augmentation=dataclasses.replace(OFF, degrade=0.5))
+    settings = recipe(SMALL, epochs=1, augmentation=dataclasses.replace(OFF, degrade=0.5))
     (epoch,), (expected,) = train_epochs(on_disk, settings), train_epochs(few, settings)
     assert epoch.row() | {"seconds": 0} == pytest.approx(expected.row() | {"seconds": 0}, rel=1e-5)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))

@@ -39,7 +39,7 @@ from fer_ray.train.worker import TrainingRun, initial_network, train_as
 ROOT = Path(__file__).parents[2]
 
 
-EPOCHS = 6
+EPOCHS = 5
 
 
 def config_of(faces: Path, output: Path, workers: int = 1, **options: object) -> TrainConfig:
@@ -57,7 +57,8 @@ def test_a_failed_training_tells_why_and_just_runs_again_and_a_killed_one_resume
         train(config_of(drawn_faces, output, workers=2))
     assert not output.exists()
 
-    killed = start(drawn_faces, output)
+    ours = ray.get_runtime_context().gcs_address
+    killed = start(drawn_faces, output, RAY_ADDRESS=ours)
     deadline = time.monotonic() + 240
     while len(list((tmp_path / "model.training").glob("train/checkpoint_*/state.npz"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -68,9 +69,13 @@ def test_a_failed_training_tells_why_and_just_runs_again_and_a_killed_one_resume
     with pytest.raises(UsageError, match="resume it with --resume"):
         train(config_of(drawn_faces, output))
 
-    resumed = start(drawn_faces, output, "--resume", RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    snapshot = tmp_path / "model.training" / trainer.CHECKPOINTS_FOLDER / trainer.SNAPSHOT_FILE
+    snapshot.write_bytes(snapshot.read_bytes()[:100])  # as where it was killed while Ray wrote it
+    newest = max(snapshot.parent.glob("checkpoint_*"))
+    resumed = start(drawn_faces, output, "--resume", RAY_ADDRESS=ours)
     printed, told = resumed.communicate()
     assert resumed.returncode == 0, told
+    assert f"was cut off: resuming from {newest}" in told
     assert f"Next: fer-ray evaluate --model {output} --dataset {drawn_faces.name} --split validation" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     a_whole_model(output, drawn_faces, photographs, json.loads(printed.splitlines()[-1])["accuracy"])
@@ -117,6 +122,17 @@ def start(faces: Path, output: Path, *more: str, **environment: str) -> subproce
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.mark.parametrize(("content", "left"), [(b"", False), (b'{"ray_ver', False), (b"\xff", False), (b"{}", True)])
+def test_a_list_of_checkpoints_that_was_cut_off_before_the_first_was_whole_is_removed(tmp_path: Path, content: bytes, left: bool) -> None:
+    snapshot = tmp_path / trainer.CHECKPOINTS_FOLDER / trainer.SNAPSHOT_FILE
+    half = snapshot.parent / "checkpoint_2026-12-01_00-00-00.000000" / "state.npz"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    snapshot.write_bytes(content)
+    trainer.mend_snapshot(TrainingRun(TrainConfig("model", data=DatasetConfig("faces")), str(tmp_path)))
+    assert snapshot.exists() == left
 
 
 def a_whole_model(output: Path, faces: Path, photographs: dict[str, Path], accuracy: float) -> None:
