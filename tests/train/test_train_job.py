@@ -71,7 +71,7 @@ def test_a_failed_training_tells_why_and_just_runs_again_and_a_killed_one_resume
 
     snapshot = tmp_path / "model.training" / trainer.CHECKPOINTS_FOLDER / trainer.SNAPSHOT_FILE
     snapshot.write_bytes(snapshot.read_bytes()[:100])  # as where it was killed while Ray wrote it
-    newest = max(snapshot.parent.glob("checkpoint_*"))
+    newest = max(snapshot.parent.glob("checkpoint_*/state.npz")).parent
     resumed = start(drawn_faces, output, "--resume", RAY_ADDRESS=ours)
     printed, told = resumed.communicate()
     assert resumed.returncode == 0, told
