@@ -15,7 +15,7 @@ _EXIT_CODES = {
     0: "done",
     1: "failed: try again",
     2: "wrong usage or configuration: nothing was written",
-    3: "done, but too many images failed",
+    3: "done, but too many images failed or folders moved",
 }
 
 
