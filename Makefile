@@ -47,18 +47,20 @@ constraints: ## pin what an unconstrained installation takes today
 	build/pins/bin/python -m pip freeze --exclude-editable > constraints.txt
 
 # uv installs in a fifth of pip's time; pip has the settings of the machine, such as a registry of its own.
-install = $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python -c constraints.txt -e '$(1)' \
-  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(1)'
+INSTALL = $(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]' \
+  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 
 # What labels is enough for the demo; everything else is six times as large and comes on top.
+.venv/label: EXTRAS = demo
 .venv/label: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear .venv || ($(SUDO) apt-get update && $(SUDO) apt-get install -y python3-venv && $(PYTHON) -m venv --clear .venv)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(call install,.[demo])
+	$(INSTALL)
 	touch $@
 
+.venv/ready: EXTRAS = train,demo,test,docs
 .venv/ready: .venv/label
-	$(call install,.[train,demo,test,docs])
+	$(INSTALL)
 	touch $@
 
 clean: ## remove what make made
