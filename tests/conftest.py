@@ -17,7 +17,7 @@ from fer_ray.cluster import start_with_known_address, start_with_retries
 from fer_ray.data import demo_photos
 from fer_ray.label.labeler import Labeler
 
-# Three processes share the files, since much of a test is waiting: what takes a minute comes first, what takes none last.
+# Two processes share the files, of which each has the next one ready: what takes a minute comes first, what takes none last.
 LONGEST_FIRST = (
     "test_submission",
     "test_tune_job",
