@@ -138,9 +138,9 @@ def _check_tables(storage: Storage, tables: str, sample: Sample) -> dict[str, Fl
         if known[0][0] < len(set(keys)):
             raise UsageError("The audit is about other faces than these tables hold: name the tables that it was drawn from.")
         folder = "regexp_extract(image_uri, '(?s)^(.*)/', 1)"
-        counted = f"SELECT {folder}, count(*) FROM faces_latest GROUP BY 1 HAVING count(*) >= {MIN_FOLDER_FACES}"  # noqa: S608
+        counted = f"SELECT {folder}, count(*) FROM faces_latest GROUP BY 1 HAVING count(*) >= {MIN_FOLDER_FACES}"  # noqa: S608 - constants
         largest = connection.sql(f"{counted} ORDER BY 2 DESC, 1 LIMIT {MAX_FOLDERS}").fetchall()
-        query = f"SELECT {probabilities} FROM faces_latest WHERE {folder} = $1"  # noqa: S608
+        query = f"SELECT {probabilities} FROM faces_latest WHERE {folder} = $1"  # noqa: S608 - names of columns; the folder is a parameter
         return {name: np.array(connection.execute(query, [name]).fetchall(), np.float64) for name, _ in largest}
 
 

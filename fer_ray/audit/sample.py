@@ -115,7 +115,7 @@ def draw(connection: duckdb.DuckDBPyConnection, count: int, seed: int) -> tuple[
             f"The faces of these tables are of {len(models)} models ({found}), and an audit is about one: label with one first."
         )
     connection.execute(_STRATA)
-    found = connection.sql(f"SELECT predicted, half, count(*), {_MEANS} FROM strata GROUP BY 1, 2 ORDER BY 1, 2").fetchall()  # noqa: S608
+    found = connection.sql(f"SELECT predicted, half, count(*), {_MEANS} FROM strata GROUP BY 1, 2 ORDER BY 1, 2").fetchall()  # noqa: S608 - constants of this module
     strata = [SampledStratum(predicted, half, faces, list(means)) for predicted, half, faces, *means in found]
     generator = np.random.default_rng(seed)
     wanted = []
@@ -124,7 +124,7 @@ def draw(connection: duckdb.DuckDBPyConnection, count: int, seed: int) -> tuple[
         places = np.floor((generator.random() + np.arange(size)) * step).astype(int)
         wanted += [(number, stratum.predicted, stratum.half, place) for place in places.tolist()]
     values = ", ".join(f"({number}, '{predicted}', {half}, {place})" for number, predicted, half, place in wanted)
-    query = f"SELECT * FROM strata JOIN (VALUES {values}) AS wanted(stratum, predicted, half, place) USING (predicted, half, place)"  # noqa: S608
+    query = f"SELECT * FROM strata JOIN (VALUES {values}) AS wanted(stratum, predicted, half, place) USING (predicted, half, place)"  # noqa: S608 - numbers and names of emotions
     rows = connection.sql(query).to_arrow_table().to_pylist()
     rows.sort(key=lambda row: (row["image_id"], row["face_index"]))
     rows = [rows[place] for place in generator.permutation(len(rows))]

@@ -74,7 +74,7 @@ class FaceCrops:
         Raises:
             ImageError: there is no face.
         """
-        where = None if box is None else Detection(tuple(value / image.scale for value in box), _LEVEL, 1.0)  # type: ignore[arg-type]
+        where = None if box is None else Detection(tuple(value / image.scale for value in box), _LEVEL, 1.0)  # type: ignore[arg-type]  # four stay four
         face, geometry = where, _AS_GIVEN
         if detector is not None:
             found, _ = detector.detect(image.pixels)
